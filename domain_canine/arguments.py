@@ -1,0 +1,269 @@
+"""Every flag of the training command. The defaults are the published run; hardware belongs into the accelerate configs."""
+
+import difflib
+import json
+import os
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+from transformers import HfArgumentParser, TrainingArguments
+
+from .errors import UserError
+from .sources import SAMPLE
+
+DEFAULT_MODEL = "google/canine-c"
+DEFAULT_DATASET = "humbleworth/registered-domains"
+LONGEST_INPUT = 255  # 253 characters of a name, [CLS] and [SEP]
+SHORTEST_INPUT = 8  # the shortest names (a.co) and their frame, with a little room
+
+
+def flag(default: Any, help: str, **metadata) -> Any:
+    return field(default=default, metadata={"help": help, **metadata})
+
+
+def positive(owner: Any, *names: str) -> None:
+    for name in names:
+        if (value := getattr(owner, name)) is not None and value <= 0:
+            raise UserError(f"--{name} must be above 0, not {value}")
+
+
+def code_point(text: str) -> int:
+    """``U+E003``, ``0xE003`` or ``57347`` -> 57347; a private-use code point, which no text contains.
+
+    Raises:
+        UserError: it is no number, or a code point that can occur in a name.
+    """
+    try:
+        value = int(text.upper().replace("U+", "0X"), 0)
+    except ValueError:
+        raise UserError(f"--mask_code_point {text!r} is no code point; write it as U+E003") from None
+    if not 0xE000 <= value <= 0xF8FF:
+        raise UserError(
+            f"--mask_code_point {text} is not a private-use code point (U+E000 to U+F8FF): a mask must never "
+            "occur in a name; CANINE's own is U+E003"
+        )
+    if value == 0xE001:
+        raise UserError("--mask_code_point U+E001 is CANINE's [SEP]; its mask is U+E003")
+    return value
+
+
+@dataclass
+class ModelArguments:
+    """Which model the training starts from."""
+
+    model_name_or_path: str | None = flag(
+        None,
+        f"CANINE checkpoint to continue: a Hub id or a local folder; {DEFAULT_MODEL} unless --model_size is given.",
+    )
+    model_size: Literal["tiny", "small", "base"] | None = flag(
+        None, "Start from random weights, in this size (1.7 M, 4.8 M, 132 M parameters), instead of a checkpoint."
+    )
+    config_overrides: str | None = flag(
+        None, "Changes to the configuration of a --model_size: name=value, separated by commas."
+    )
+    mask_code_point: str = flag(
+        "U+E003",
+        "Stands for a masked character; U+E003 is CANINE's own [MASK], U+E000 (its [CLS]) an earlier program's.",
+    )
+    trust_remote_code: bool = flag(False, "Run code that lies in the checkpoint's own repository.")
+
+    def __post_init__(self):
+        if self.model_size and self.model_name_or_path:
+            raise UserError(
+                f"--model_size {self.model_size} (random weights) and --model_name_or_path {self.model_name_or_path} "
+                "contradict each other; give one of them"
+            )
+        if self.config_overrides and not self.model_size:
+            raise UserError("--config_overrides changes a model from random weights; it needs --model_size")
+        code_point(self.mask_code_point)
+
+
+@dataclass
+class DataArguments:
+    """Which names, and how they are split and masked."""
+
+    dataset: str = flag(
+        DEFAULT_DATASET,
+        "Hub id, local file, folder or glob (txt, csv, tsv, parquet; gzipped too), or 'sample' for synthetic names.",
+        aliases=["--dataset_name", "--train_file"],
+    )
+    dataset_column: str | None = flag(None, "Column with the names, for csv, tsv, parquet and Hub data.")
+    streaming: bool = flag(False, "Read names while training instead of first; they are not de-duplicated then.")
+    num_samples: int | None = flag(None, "Use the first so many valid names only (before the split), for a quick test.")
+    max_length: int = flag(128, "Longest input in code points, [CLS] and [SEP] included; longer names are left out.")
+    validation_split: float = flag(0.1, "Share of the names held out for validation, by a hash of the name.")
+    split_seed: int = flag(0, "Seed of the split; change it to hold out other names.")
+    objective: Literal["mlm", "any_order"] = flag(
+        "mlm",
+        "mlm: predict masked characters at once. any_order: train the autoregressive form, to score and generate.",
+    )
+    mlm_probability: float = flag(0.15, "Share of a name's characters that is masked (objective mlm).")
+    mask_replace_prob: float = flag(0.8, "Share of the masked characters that becomes the mask.")
+    random_replace_prob: float = flag(0.1, "Share of the masked characters that becomes a random character.")
+    span_length: int = flag(1, "Mask runs of this many characters; 1 masks single characters.")
+
+    def __post_init__(self):
+        positive(self, "num_samples", "span_length")
+        if not SHORTEST_INPUT <= self.max_length <= LONGEST_INPUT:
+            raise UserError(
+                f"--max_length must lie between {SHORTEST_INPUT} and {LONGEST_INPUT} (a name has at most 253 "
+                f"characters), not {self.max_length}"
+            )
+        for name in ("validation_split", "mlm_probability"):
+            if not 0 < getattr(self, name) < 1:
+                raise UserError(f"--{name} must lie between 0 and 1, not {getattr(self, name)}")
+        replaced = self.mask_replace_prob + self.random_replace_prob
+        if min(self.mask_replace_prob, self.random_replace_prob) < 0 or replaced > 1 + 1e-9:
+            raise UserError(
+                f"--mask_replace_prob {self.mask_replace_prob} and --random_replace_prob {self.random_replace_prob} "
+                "must be at least 0 and at most 1 together"
+            )
+        if self.streaming and self.dataset == SAMPLE:
+            raise UserError("--dataset sample is made in memory; leave --streaming out")
+
+
+@dataclass
+class DomainTrainingArguments(TrainingArguments):
+    """The Trainer's arguments, with the published run as defaults."""
+
+    output_dir: str | None = flag("./domain-canine-model", "Where checkpoints and the final model go.")
+    num_train_epochs: float = flag(5, "Epochs.", aliases=["--epochs"])
+    per_device_train_batch_size: int = flag(256, "Names a device and micro-step.", aliases=["--batch_size"])
+    per_device_eval_batch_size: int = flag(256, "Names a device in evaluation.")
+    gradient_accumulation_steps: int = flag(2, "Micro-steps a step; 256 x 2 are 512 names a step on one device.")
+    learning_rate: float = flag(1e-5, "Highest learning rate.")
+    weight_decay: float = flag(0.01, "Weight decay of AdamW.")
+    warmup_steps: float = flag(500, "Steps of linear warm-up; linear decay to 0 follows.")
+    max_grad_norm: float = flag(1.0, "Gradients are clipped at this norm.")
+    early_stopping_patience: int = flag(3, "Stop after this many evaluations without a better loss; 0 never stops.")
+    eval_strategy: str = flag("epoch", "When to evaluate: epoch, steps (see --eval_steps) or no.")
+    save_strategy: str = flag("steps", "steps: every --save_steps and after each evaluation; no: the final model only.")
+    save_steps: float = flag(10_000, "Steps between checkpoints.")
+    save_total_limit: int | None = flag(3, "How many of the newest checkpoints are kept, beside the best one.")
+    metric_for_best_model: str | None = flag("loss", "What the best checkpoint and early stopping go by.")
+    greater_is_better: bool | None = flag(False, "Whether a greater --metric_for_best_model is better.")
+    logging_steps: float = flag(100, "Steps between log entries.")
+    # The filter hides NaN and waits for the device in every micro-step.
+    logging_nan_inf_filter: bool = flag(False, "Show the last finite loss instead of NaN.")
+    dataloader_num_workers: int = flag(-1, "Worker processes that make batches; -1 finds the number from the machine.")
+    dataloader_persistent_workers: bool = flag(True, "Keep the workers between epochs.")
+    dataloader_prefetch_factor: int | None = flag(2, "Batches each worker makes ahead.")
+    ddp_find_unused_parameters: bool | None = flag(False, "Search for parameters without gradient (there are none).")
+    prediction_loss_only: bool = flag(True, "Evaluation keeps sums, never logits.")
+    remove_unused_columns: bool = flag(False, "Batches hold what the model takes and nothing else.")
+    restore_callback_states_from_checkpoint: bool = flag(True, "A resumed run keeps its early-stopping patience.")
+    hub_strategy: str = flag("end", "When --push_to_hub uploads.")
+    hub_private_repo: bool | None = flag(True, "Whether the repository that --push_to_hub makes is private.")
+    project: str = flag("domain-canine-pretrain", "Weights & Biases project.")
+    use_wandb: bool = flag(False, "Log to Weights & Biases; offline where there is no login.")
+    no_mixed_precision: bool = flag(False, "Compute in fp32 even where the device could do bf16 or fp16.")
+    resume_from_checkpoint: str | None = flag(
+        None, "Go on from this checkpoint; without a path, from the newest in --output_dir.",
+        aliases=["--resume_from"], nargs="?", const="newest",
+    )  # fmt: skip
+
+    def __post_init__(self):
+        positive(
+            self, "num_train_epochs", "per_device_train_batch_size", "per_device_eval_batch_size", "learning_rate",
+            "gradient_accumulation_steps", "save_steps", "logging_steps", "save_total_limit",
+        )  # fmt: skip
+        for name in ("early_stopping_patience", "weight_decay", "warmup_steps", "max_grad_norm"):
+            if getattr(self, name) < 0:
+                raise UserError(f"--{name} must not be negative, but is {getattr(self, name)}")
+        if self.save_strategy not in ("steps", "no"):
+            raise UserError(f"--save_strategy {self.save_strategy}: choose steps (evaluations save as well) or no")
+        if self.load_best_model_at_end:
+            raise UserError("--load_best_model_at_end is always so here: the output folder gets the best weights")
+        if self.early_stopping_patience and self.eval_strategy == "no":
+            self.early_stopping_patience = 0
+        self._choose_precision()
+        self._choose_workers()
+        if self.use_wandb:
+            self.report_to = ["wandb"]
+        try:
+            super().__post_init__()
+        except (ValueError, ImportError) as error:
+            raise UserError(str(error)) from error
+
+    def _choose_precision(self):
+        """bf16 where the device computes in it, else fp16 on CUDA, else fp32.
+
+        CPUs stay at fp32: most emulate bf16, at half the speed.
+        """
+        if self.no_mixed_precision and (self.bf16 or self.fp16):
+            raise UserError("--no_mixed_precision and --bf16 or --fp16 contradict each other; give one of them")
+        on_cpu = self.use_cpu or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1", "yes")
+        if on_cpu or not torch.cuda.is_available():
+            return
+        if not (self.no_mixed_precision or self.bf16 or self.fp16):
+            self.bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+            self.fp16 = not self.bf16
+        if self.tf32 is None and torch.cuda.get_device_capability() >= (8, 0):
+            self.tf32 = True
+
+    def _choose_workers(self):
+        if self.dataloader_num_workers < 0:
+            # One worker makes several hundred thousand names a second: four feed any GPU.
+            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+            self.dataloader_num_workers = min(4, max(0, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)) - 1))
+        if self.dataloader_num_workers == 0:
+            self.dataloader_prefetch_factor = None
+            self.dataloader_persistent_workers = False
+
+    @property
+    def precision(self) -> str:
+        return "bf16" if self.bf16 else "fp16" if self.fp16 else "fp32"
+
+
+class Parser(HfArgumentParser):
+    """Flags of several dataclasses; unknown ones fail with the nearest name, and every error is a UserError."""
+
+    def __init__(self, dataclass_types, **kwargs):
+        super().__init__(dataclass_types, allow_abbrev=False, **kwargs)
+
+    def error(self, message: str):
+        raise UserError(f"{message}\n  --help lists every flag")
+
+    def parse(self, arguments: list[str]) -> tuple:
+        """The dataclasses, from flags, or from one YAML or JSON file that maps flag names to values."""
+        if len(arguments) == 1 and Path(arguments[0]).suffix in (".yaml", ".yml", ".json"):
+            arguments = self._from_file(Path(arguments[0]))
+        namespace, unknown = self.parse_known_args(arguments)
+        if unknown:
+            raise UserError(self._unknown(unknown[0]))
+        values = vars(namespace)
+        return tuple(
+            kind(**{each.name: values[each.name] for each in fields(kind) if each.init})
+            for kind in self.dataclass_types
+        )
+
+    def _unknown(self, argument: str) -> str:
+        if not argument.startswith("-"):
+            return f"unexpected argument {argument!r}; --help lists every flag"
+        name = argument.split("=")[0]
+        near = difflib.get_close_matches(name, self._option_string_actions, n=1)
+        return f"unknown flag {name}" + (f"; did you mean {near[0]}?" if near else "; --help lists every flag")
+
+    def _from_file(self, path: Path) -> list[str]:
+        """The file's entries as flags, so that types, choices and aliases are those of the command line."""
+        try:
+            entries = yaml.safe_load(path.read_text())  # JSON is YAML
+        except OSError as error:
+            raise UserError(f"cannot read {str(path)!r}: {error.strerror}") from error
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise UserError(f"{str(path)!r} is not valid YAML or JSON: {error}") from error
+        if not isinstance(entries, dict):
+            raise UserError(f"{str(path)!r} must map flag names to values")
+        arguments = []
+        for name, value in entries.items():
+            if f"--{name}" not in self._option_string_actions:
+                raise UserError(f"{path}: {self._unknown(f'--{name}')}")
+            if name in ("resume_from_checkpoint", "resume_from") and isinstance(value, bool):
+                arguments += [f"--{name}"] * value
+            elif value is not None:
+                values = value if isinstance(value, list) else [json.dumps(value) if isinstance(value, dict) else value]
+                arguments += [f"--{name}", *map(str, values)]
+        return arguments

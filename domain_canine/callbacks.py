@@ -1,0 +1,100 @@
+"""What happens between steps: checkpoints with every evaluation, early stopping, the progress bar."""
+
+import sys
+import time
+
+from tqdm import tqdm
+from transformers import EarlyStoppingCallback, TrainerCallback
+from transformers.trainer_utils import SaveStrategy
+
+from .metrics import perplexity
+
+
+class CheckpointCallback(TrainerCallback):
+    """A checkpoint after every evaluation and epoch, beside those every ``save_steps``; never two of one step.
+
+    The last step of an epoch is saved after its evaluation only: saved before, a resume would skip the evaluation.
+    """
+
+    def __init__(self, steps_per_epoch: int | None):
+        self.steps_per_epoch = steps_per_epoch
+
+    def on_step_end(self, args, state, control, **kwargs):
+        ends_epoch = self.steps_per_epoch and state.global_step % self.steps_per_epoch == 0
+        if ends_epoch or control.should_training_stop:
+            control.should_save = False
+        return control
+
+    def on_evaluate(self, args, state, control, **kwargs):
+        control.should_save = args.save_strategy != SaveStrategy.NO
+        return control
+
+    on_epoch_end = on_evaluate
+
+
+class EarlyStopping(EarlyStoppingCallback):
+    """Stock early stopping; the best weights are kept by our own checkpoints, so its warning does not apply."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        pass
+
+
+class ProgressBar(TrainerCallback):
+    """A live bar: mean loss of the last 100 batches, perplexity, learning rate, names a second.
+
+    Args:
+        meter: the trainer's, which knows the loss.
+        names_per_step: the global batch.
+    """
+
+    def __init__(self, meter, names_per_step: int):
+        self.meter, self.names_per_step = meter, names_per_step
+        # Into a file, a line now and then; on a terminal, twice a second.
+        self.interval = 0.5 if sys.stderr.isatty() else 30.0
+        self.bar = None
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.is_world_process_zero and not args.disable_tqdm:
+            self.bar = tqdm(
+                total=state.max_steps, initial=state.global_step, unit=" steps", dynamic_ncols=True, miniters=1
+            )
+            self.bar.mininterval = self.interval
+        self._restart(state)
+
+    def _restart(self, state):
+        self.last_time, self.last_step = time.monotonic(), state.global_step
+
+    def on_step_end(self, args, state, control, lr_scheduler=None, **kwargs):
+        if self.bar is None:
+            return
+        elapsed = time.monotonic() - self.last_time
+        if elapsed >= self.interval or state.global_step >= state.max_steps:
+            loss = self.meter.loss()  # the only place of a step that waits for the device
+            rate = (state.global_step - self.last_step) * self.names_per_step / max(elapsed, 1e-9)
+            told = f"loss {loss:.3f}, perplexity {perplexity(loss):.2f}, lr {lr_scheduler.get_last_lr()[0]:.2e}, "
+            self.bar.set_postfix_str(told + f"{rate:,.0f} names/s", refresh=False)
+            self.bar.n = state.global_step
+            self.bar.refresh()
+            self._restart(state)
+
+    def on_evaluate(self, args, state, control, metrics=None, **kwargs):
+        if self.bar is not None and "eval_loss" in metrics:
+            self.bar.write(evaluation_line(metrics, state), file=sys.stderr)
+        self._restart(state)
+
+    def on_save(self, args, state, control, **kwargs):
+        self._restart(state)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        if self.bar is not None:
+            self.bar.close()
+
+
+def evaluation_line(metrics: dict, state) -> str:
+    """The figures of one evaluation in a line."""
+    return (
+        f"epoch {state.epoch:.2f}, step {state.global_step:,}: validation loss {metrics['eval_loss']:.4f}, perplexity "
+        f"{metrics['eval_perplexity']:.3f} (name {metrics['eval_perplexity_name']:.3f}, suffix "
+        f"{metrics['eval_perplexity_suffix']:.3f}), {metrics['eval_bits_per_character']:.3f} bits per character, "
+        f"accuracy {metrics['eval_accuracy']:.1%}, top 5 {metrics['eval_accuracy_top5']:.1%}"
+    )

@@ -1,0 +1,119 @@
+"""The data flags made into batches: which source, which side, which collator."""
+
+import sys
+
+from transformers.trainer_utils import IntervalStrategy
+
+from .arguments import DataArguments, DomainTrainingArguments
+from .batches import NameBatches, StreamBatches
+from .corpus import SMALL, load_corpus
+from .errors import UserError
+from .masking import DataCollatorForCodePointMasking
+from .sources import open_source
+
+
+def build_collator(data: DataArguments, args: DomainTrainingArguments, config) -> DataCollatorForCodePointMasking:
+    return DataCollatorForCodePointMasking(
+        fraction=data.mlm_probability,
+        mask_replace_prob=data.mask_replace_prob,
+        random_replace_prob=data.random_replace_prob,
+        span_length=data.span_length,
+        objective=data.objective,
+        mask_code_point=config.mask_code_point,
+        vocab_size=config.vocab_size,
+        seed=args.seed if args.data_seed is None else args.data_seed,
+    )
+
+
+def build_batches(data: DataArguments, args: DomainTrainingArguments, collator: DataCollatorForCodePointMasking):
+    """Training batches, validation batches, and rows for the start-up table.
+
+    A stream has no epochs for the Trainer: ``args.max_steps`` and the steps of evaluation are set here then.
+
+    Raises:
+        UserError: the data cannot be read or used.
+    """
+    return (_stream if data.streaming else _local)(data, args, collator)
+
+
+def _place(args, collator) -> dict:
+    return {"rank": args.process_index, "ranks": args.world_size, "seed": collator.seed}
+
+
+def _local(data, args, collator):
+    # One process a machine cleans, the others open what it left.
+    with args.main_process_first(local=True):
+        corpus = load_corpus(
+            open_source(data.dataset, data.dataset_column),
+            data.validation_split,
+            data.split_seed,
+            data.max_length,
+            data.num_samples,
+            quiet=args.local_process_index > 0 or not sys.stderr.isatty(),
+        )
+    place = _place(args, collator)
+    train = NameBatches(
+        corpus.train, corpus.train_lengths, collator, args.per_device_train_batch_size,
+        micro_steps=args.gradient_accumulation_steps, **place,
+    )  # fmt: skip
+    validation = NameBatches(
+        corpus.validation,
+        corpus.validation_lengths,
+        collator,
+        args.per_device_eval_batch_size,
+        evaluation=True,
+        **place,
+    )
+    counts = corpus.counts
+    told = ", ".join(f"{reason.replace('_', ' ')} {count:,}" for reason, count in counts.items() if count)
+    rows = [("data", corpus.description), ("lines", told)]
+    rows += [
+        ("", f"not used, line {line}: {text!r} ({reason.replace('_', ' ')})") for line, text, reason in corpus.rejects
+    ]
+    rows.append(
+        (
+            "names",
+            f"{len(train):,} to train on, {len(validation):,} for validation ({data.validation_split:.0%} by hash)",
+        )
+    )
+    if counts["kept"] < SMALL and data.num_samples is None:
+        rows.append(
+            ("warning", f"fewer than {SMALL:,} names: enough for a trial, too few to learn the language of names")
+        )
+    return train, validation, rows
+
+
+def _stream(data, args, collator):
+    source = open_source(data.dataset, data.dataset_column, streaming=True)
+    train = StreamBatches(
+        source,
+        data.max_length,
+        collator,
+        args.per_device_train_batch_size,
+        validation_split=data.validation_split,
+        split_seed=data.split_seed,
+        num_samples=data.num_samples,
+        **_place(args, collator),
+    )
+    names = data.num_samples or source.count()
+    step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+    steps_per_epoch = names and max(1, int(names * (1 - data.validation_split)) // step)
+    if args.max_steps <= 0:
+        if not steps_per_epoch:
+            raise UserError(
+                f"--streaming: {data.dataset!r} does not tell how many names it has; set --max_steps, or leave "
+                "--streaming out"
+            )
+        args.max_steps = int(args.num_train_epochs * steps_per_epoch)
+    if args.eval_strategy == "epoch":
+        args.eval_strategy = IntervalStrategy.STEPS
+        args.eval_steps = min(steps_per_epoch or int(args.save_steps), args.max_steps)
+    table, lengths = train.validation()
+    validation = NameBatches(
+        table, lengths, collator, args.per_device_eval_batch_size, evaluation=True, **_place(args, collator)
+    )
+    rows = [
+        ("data", f"{data.dataset}, streamed: not de-duplicated, shuffled within a buffer"),
+        ("names", f"{f'about {names:,}' if names else 'unknown number'}; {len(validation):,} for validation"),
+    ]
+    return train, validation, rows

@@ -1,0 +1,22 @@
+"""Mistakes that a user can mend: shown as one message, without a traceback."""
+
+import os
+import sys
+
+
+class UserError(Exception):
+    """What is wrong, with the value, and what to do about it."""
+
+
+def run(main) -> None:
+    """Call a command's ``main`` and exit; of several processes on a machine the first alone speaks."""
+    try:
+        status = main()
+    except UserError as error:
+        if int(os.environ.get("LOCAL_RANK", 0)) == 0:
+            print(f"error: {error}", file=sys.stderr)
+        status = 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        status = 130
+    sys.exit(status)

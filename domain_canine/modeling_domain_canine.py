@@ -1,0 +1,403 @@
+"""CANINE as a masked language model and classifier of domain names (Clark et al. 2022, arXiv:2103.06874).
+
+The weights are those of ``transformers.CanineModel``, by name and shape. What differs is the forward pass:
+
+* Outputs do not depend on padding. A character sees two characters to its right through the up-sampling
+  convolution, so every row is given ``4 * ceil((L + 2) / 4)`` slots here, and no molecule is dropped; stock CANINE
+  drops the last one and repeats the one before it, which moves with the padding.
+* The final layer's queries, its feed-forward and the head run at the masked positions only, as in Google's own code.
+* Attention is PyTorch's scaled_dot_product_attention, or eager where the attention weights are asked for.
+
+Shapes: B names, L code points with [CLS] and [SEP], S slots (L padded as above), M = S / 4 molecules, K masked
+positions, D width, H heads, V classes.
+"""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers.activations import ACT2FN
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import MaskedLMOutput, SequenceClassifierOutput
+from transformers.modeling_utils import PreTrainedModel
+from transformers.models.canine.modeling_canine import CanineModelOutputWithPooling
+from transformers.utils.generic import can_return_tuple
+
+from .configuration_domain_canine import DomainCanineConfig
+
+# The multipliers of CANINE's hash functions; a fixed part of every checkpoint (upstream: modeling.py).
+HASH_PRIMES = (31, 43, 59, 61, 73, 97, 103, 113, 137, 149, 157, 173, 181, 193, 211, 223)
+IGNORED = -100  # a label that is no target, PyTorch's ignore_index
+
+
+class DomainCanineEmbeddings(nn.Module):
+    """Hash, position and token type embeddings of code points."""
+
+    def __init__(self, config: DomainCanineConfig):
+        super().__init__()
+        self.primes = HASH_PRIMES[: config.num_hash_functions]
+        self.buckets = config.num_hash_buckets
+        shard = config.hidden_size // config.num_hash_functions
+        for i in range(config.num_hash_functions):
+            self.add_module(f"HashBucketCodepointEmbedder_{i}", nn.Embedding(self.buckets, shard))
+        # As many positions as hash buckets: the upstream port sizes the table so, and checkpoints carry it.
+        self.char_position_embeddings = nn.Embedding(self.buckets, config.hidden_size)
+        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def code_points(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """(B, S) code points -> (B, S, D) hash embeddings, without position."""
+        shards = [
+            getattr(self, f"HashBucketCodepointEmbedder_{i}")((input_ids + 1) * prime % self.buckets)
+            for i, prime in enumerate(self.primes)
+        ]
+        return torch.cat(shards, dim=-1)
+
+    def forward(self, embeddings, token_type_ids, position_ids):
+        """Hash embeddings (B, S, D); token types and positions (1 or B, S) -> (B, S, D)."""
+        embeddings = (
+            embeddings + self.char_position_embeddings(position_ids) + self.token_type_embeddings(token_type_ids)
+        )
+        return self.dropout(self.LayerNorm(embeddings))
+
+
+class DomainCanineSelfAttention(nn.Module):
+    def __init__(self, config: DomainCanineConfig):
+        super().__init__()
+        self.config = config
+        self.heads = config.num_attention_heads
+        self.query = nn.Linear(config.hidden_size, config.hidden_size)
+        self.key = nn.Linear(config.hidden_size, config.hidden_size)
+        self.value = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, queries, keys, mask):
+        """Queries (B, Q, D) attend to keys (B, N, D) where mask (B, 1, 1, N) is True -> (B, Q, D), weights or None."""
+        query, key, value = (
+            linear(states).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for linear, states in ((self.query, queries), (self.key, keys), (self.value, keys))
+        )
+        dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
+        if self.config._attn_implementation == "eager":
+            scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
+            weights = scores.masked_fill(~mask, torch.finfo(scores.dtype).min).softmax(-1)
+            context = F.dropout(weights, dropout) @ value
+        else:
+            weights = None
+            context = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
+        return context.transpose(1, 2).flatten(2), weights
+
+
+class DomainCanineResidual(nn.Module):
+    """A linear layer, dropout, and the normalised sum with what came in (post-norm, as BERT)."""
+
+    def __init__(self, config: DomainCanineConfig, width: int):
+        super().__init__()
+        self.dense = nn.Linear(width, config.hidden_size)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, states, residual):
+        return self.LayerNorm(self.dropout(self.dense(states)) + residual)
+
+
+class DomainCanineLayer(GradientCheckpointingLayer):
+    """A Transformer layer; ``window`` cuts the sequence into blocks that attend within themselves."""
+
+    def __init__(self, config: DomainCanineConfig, window: int | None = None):
+        super().__init__()
+        self.window = window
+        self.attention = nn.ModuleDict(
+            {"self": DomainCanineSelfAttention(config), "output": DomainCanineResidual(config, config.hidden_size)}
+        )
+        self.intermediate = nn.ModuleDict({"dense": nn.Linear(config.hidden_size, config.intermediate_size)})
+        self.activation = ACT2FN[config.hidden_act]
+        self.output = DomainCanineResidual(config, config.intermediate_size)
+
+    def forward(self, states, mask, queries=None):
+        """States (B, N, D), mask (B, N) True where real, queries (B, Q, D) or all states -> (B, Q, D), weights."""
+        queries = states if queries is None else queries
+        if self.window is not None and states.shape[1] > self.window:
+            context, weights = self._windows(states, mask)
+        else:
+            context, weights = self.attention["self"](queries, states, _never_empty(mask)[:, None, None])
+        states = self.attention["output"](context, queries)
+        return self.output(self.activation(self.intermediate["dense"](states)), states), weights
+
+    def _windows(self, states, mask):
+        length, width = states.shape[1], self.window
+        padding = -length % width
+        states = F.pad(states, (0, 0, 0, padding)).unflatten(1, (-1, width)).flatten(0, 1)
+        mask = F.pad(mask, (0, padding)).unflatten(1, (-1, width)).flatten(0, 1)
+        context, weights = self.attention["self"](states, states, _never_empty(mask)[:, None, None])
+        # A window with no real key attends to nothing; stock CANINE averages its padding.
+        context = context * mask.any(1)[:, None, None]
+        return context.unflatten(0, (-1, (length + padding) // width)).flatten(1, 2)[:, :length], weights
+
+
+def _never_empty(mask: torch.Tensor) -> torch.Tensor:
+    """Rows with no True become all True: a softmax over nothing is NaN."""
+    return mask | ~mask.any(1, keepdim=True)
+
+
+class DomainCanineEncoder(nn.Module):
+    def __init__(self, config: DomainCanineConfig, layers: int, window: int | None = None):
+        super().__init__()
+        self.layer = nn.ModuleList(DomainCanineLayer(config, window) for _ in range(layers))
+
+    def forward(self, states, mask, trace, queries=None):
+        """States (B, N, D), mask (B, N) -> (B, N or Q, D); what each layer saw goes into ``trace`` if there is one."""
+        if trace is not None:
+            trace["hidden_states"] += (states,)
+        for layer in self.layer:
+            states, weights = layer(states, mask, queries)
+            if trace is not None:
+                trace["hidden_states"] += (states,)
+                trace["attentions"] += (weights,)
+        return states
+
+
+class CharactersToMolecules(nn.Module):
+    """Four characters become one molecule by a strided convolution; [CLS] goes before them on its own."""
+
+    def __init__(self, config: DomainCanineConfig):
+        super().__init__()
+        rate = config.downsampling_rate
+        self.conv = nn.Conv1d(config.hidden_size, config.hidden_size, kernel_size=rate, stride=rate)
+        self.activation = ACT2FN[config.hidden_act]
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(self, characters):
+        """(B, S, D) -> (B, M + 1, D). A convolution whose stride is its width is one linear layer, and faster so."""
+        weight = self.conv.weight.transpose(1, 2).flatten(1)
+        blocks = characters.unflatten(1, (-1, self.conv.kernel_size[0])).flatten(2)
+        molecules = self.activation(F.linear(blocks, weight, self.conv.bias))
+        return self.LayerNorm(torch.cat([characters[:, :1], molecules], dim=1))
+
+
+class MoleculesToCharacters(nn.Module):
+    """Projects each character with its molecule, over a window of one to the left and two to the right."""
+
+    def __init__(self, config: DomainCanineConfig):
+        super().__init__()
+        width = config.upsampling_kernel_size
+        self.conv = nn.Conv1d(2 * config.hidden_size, config.hidden_size, kernel_size=width)
+        self.padding = ((width - 1) // 2, width - 1 - (width - 1) // 2)
+        self.activation = ACT2FN[config.hidden_act]
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, characters, molecules):
+        """(B, S, D) characters and molecules, repeated -> (B, S, D)."""
+        both = torch.cat([characters, molecules], dim=-1).transpose(1, 2)
+        states = self.conv(F.pad(both, self.padding)).transpose(1, 2)
+        return self.dropout(self.LayerNorm(self.activation(states)))
+
+
+class DomainCaninePreTrainedModel(PreTrainedModel):
+    config_class = DomainCanineConfig
+    base_model_prefix = "canine"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _no_split_modules = ["DomainCanineLayer"]
+
+
+class DomainCanineModel(DomainCaninePreTrainedModel):
+    """The CANINE encoder; parameter names and shapes are those of ``transformers.CanineModel``."""
+
+    def __init__(self, config: DomainCanineConfig, add_pooling_layer: bool = True):
+        super().__init__(config)
+        self.char_embeddings = DomainCanineEmbeddings(config)
+        self.initial_char_encoder = DomainCanineEncoder(config, 1, window=config.local_transformer_stride)
+        self.chars_to_molecules = CharactersToMolecules(config)
+        self.encoder = DomainCanineEncoder(config, config.num_hidden_layers)
+        self.projection = MoleculesToCharacters(config)
+        self.final_char_encoder = DomainCanineEncoder(config, 1)
+        dense = {"dense": nn.Linear(config.hidden_size, config.hidden_size)}
+        self.pooler = nn.ModuleDict(dense) if add_pooling_layer else None
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        masked_positions: torch.Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+    ) -> tuple | CanineModelOutputWithPooling:
+        """Encode names.
+
+        Args:
+            input_ids: (B, L) code points; or ``inputs_embeds`` (B, L, D), hash embeddings.
+            attention_mask: (B, L), 1 where real; by default where ``input_ids`` is not 0.
+            masked_positions: (B, K); the last layer then runs at these positions only.
+
+        Returns:
+            ``last_hidden_state`` (B, L, D), or (B, K, D) with ``masked_positions``, and ``pooler_output`` (B, D).
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give either input_ids or inputs_embeds")
+        given = input_ids if inputs_embeds is None else inputs_embeds
+        length = given.shape[1]
+        rate = self.config.downsampling_rate
+        slots = rate * ((length + rate + 1) // rate)
+        if attention_mask is None:
+            attention_mask = given.new_ones(given.shape[:2]) if input_ids is None else input_ids != 0
+        mask = F.pad(attention_mask != 0, (0, slots - length))
+        if inputs_embeds is None:
+            embeddings = self.char_embeddings.code_points(F.pad(input_ids, (0, slots - length)))
+        else:
+            padding = mask.new_zeros(mask.shape[0], slots - length, dtype=torch.long)
+            embeddings = torch.cat([inputs_embeds, self.char_embeddings.code_points(padding)], dim=1)
+        every_slot = torch.arange(slots, device=mask.device)[None]
+        types = every_slot * 0 if token_type_ids is None else F.pad(token_type_ids, (0, slots - length))
+        positions = every_slot if position_ids is None else F.pad(position_ids, (0, slots - length))
+
+        if output_attentions is None:
+            output_attentions = self.config.output_attentions
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        if output_attentions and self.config._attn_implementation != "eager":
+            raise ValueError("output_attentions needs the eager attention: model.set_attn_implementation('eager')")
+        trace = {"hidden_states": (), "attentions": ()} if output_attentions or output_hidden_states else None
+        characters = self.char_embeddings(embeddings, types, positions)
+        characters = self.initial_char_encoder(characters, mask, trace)
+        # Molecule k is attended to if any of the characters 4k .. 4k + 3 is real; [CLS] stands at 0, so that the last
+        # one, which stock CANINE drops, never is: it only carries characters back up.
+        molecule_mask = F.pad(mask.unflatten(1, (-1, rate)).any(-1), (0, 1))
+        molecules = self.encoder(self.chars_to_molecules(characters), molecule_mask, trace)
+        pooled = None if self.pooler is None else torch.tanh(self.pooler["dense"](molecules[:, 0]))
+        states = self.projection(characters, molecules[:, 1:].repeat_interleave(rate, dim=1))
+        queries = None
+        if masked_positions is not None:
+            queries = states.gather(1, masked_positions[..., None].expand(-1, -1, states.shape[-1]))
+        states = self.final_char_encoder(states, mask, trace, queries)
+        states = states if masked_positions is not None else states[:, :length]
+
+        return CanineModelOutputWithPooling(
+            last_hidden_state=states,
+            pooler_output=pooled,
+            hidden_states=trace["hidden_states"] if output_hidden_states else None,
+            attentions=trace["attentions"] if output_attentions else None,
+        )
+
+
+class DomainCanineLMHead(nn.Module):
+    """Linear D -> D, GELU, LayerNorm, Linear D -> V."""
+
+    def __init__(self, config: DomainCanineConfig):
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.activation = ACT2FN[config.hidden_act]
+        self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
+
+    def forward(self, states):
+        return self.decoder(self.layer_norm(self.activation(self.dense(states))))
+
+
+class DomainCanineForMaskedLM(DomainCaninePreTrainedModel):
+    """Predicts the masked characters of a name; ``logits[..., j]`` is the score of code point ``j``."""
+
+    # The Trainer then hands num_items_in_batch to forward, and divides by nothing itself.
+    accepts_loss_kwargs = True
+
+    def __init__(self, config: DomainCanineConfig):
+        super().__init__(config)
+        self.canine = DomainCanineModel(config, add_pooling_layer=False)
+        self.lm_head = DomainCanineLMHead(config)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        masked_positions: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        loss_weights: torch.Tensor | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+    ) -> tuple | MaskedLMOutput:
+        """Score masked characters.
+
+        Args:
+            masked_positions: (B, K) positions to score; all L without it.
+            labels: (B, K), or (B, L) without ``masked_positions``: the true code points, -100 where there is none.
+            loss_weights: (B,) weight of each name's characters in the loss; 1 by default.
+            num_items_in_batch: what the summed nats are divided by; the summed weights of the targets by default.
+
+        Returns:
+            ``loss`` in nats per masked character, and ``logits`` (B, K, V) or (B, L, V).
+        """
+        outputs = self.canine(
+            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, masked_positions,
+            output_attentions, output_hidden_states,
+        )  # fmt: skip
+        logits = self.lm_head(outputs.last_hidden_state)
+        loss = None
+        if labels is not None:
+            nats = F.cross_entropy(logits.float().transpose(1, 2), labels, ignore_index=IGNORED, reduction="none")
+            weights = (labels != IGNORED).to(nats.dtype)
+            if loss_weights is not None:
+                weights = weights * loss_weights[:, None]
+            items = weights.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
+            loss = (nats * weights).sum() / items
+        return MaskedLMOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+class DomainCanineForSequenceClassification(DomainCaninePreTrainedModel):
+    """A linear classifier (or regression, ``num_labels=1``) on the pooled [CLS] molecule, as stock CANINE's."""
+
+    def __init__(self, config: DomainCanineConfig):
+        super().__init__(config)
+        self.canine = DomainCanineModel(config)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+    ) -> tuple | SequenceClassifierOutput:
+        """Labels: (B,) class indices; (B,) or (B, num_labels) floats for regression or several labels a name."""
+        outputs = self.canine(
+            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, None,
+            output_attentions, output_hidden_states,
+        )  # fmt: skip
+        logits = self.classifier(self.dropout(outputs.pooler_output))
+        return SequenceClassifierOutput(
+            loss=None if labels is None else self._loss(logits, labels),
+            logits=logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    def _loss(self, logits, labels):
+        problem = self.config.problem_type
+        if problem is None:
+            whole = not labels.is_floating_point()
+            several = "single_label_classification" if whole else "multi_label_classification"
+            problem = "regression" if self.config.num_labels == 1 else several
+        if problem == "regression":
+            return F.mse_loss(logits.reshape(-1).float(), labels.reshape(-1).float())
+        if problem == "single_label_classification":
+            return F.cross_entropy(logits.float(), labels.reshape(-1))
+        return F.binary_cross_entropy_with_logits(logits.float(), labels.float())

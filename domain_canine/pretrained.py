@@ -1,0 +1,126 @@
+"""Models and tokenizers to start from, and what makes them load by themselves later."""
+
+import logging
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+
+from transformers import CanineConfig
+
+from .arguments import DEFAULT_MODEL, ModelArguments, code_point
+from .configuration_domain_canine import AUTO_MAP, DomainCanineConfig
+from .errors import UserError
+from .modeling_domain_canine import DomainCanineForMaskedLM, DomainCanineForSequenceClassification, DomainCanineModel
+from .tokenization_domain_canine import DomainCanineTokenizer
+
+SIZES = {
+    "tiny": {
+        "hidden_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 512,
+        "num_hash_buckets": 2048,
+    },
+    "small": {
+        "hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 1024,
+        "num_hash_buckets": 2048,
+    },
+    "base": {},
+}  # fmt: skip
+
+# save_pretrained now writes the shipped files beside the weights, and the config points to them.
+DomainCanineConfig.register_for_auto_class()
+DomainCanineModel.register_for_auto_class("AutoModel")
+DomainCanineForMaskedLM.register_for_auto_class("AutoModelForMaskedLM")
+DomainCanineForSequenceClassification.register_for_auto_class("AutoModelForSequenceClassification")
+DomainCanineTokenizer.register_for_auto_class("AutoTokenizer")
+
+
+def build_model(arguments: ModelArguments) -> DomainCanineForMaskedLM:
+    """The model to train: a CANINE checkpoint with a new head, one of ours as it is, or random weights.
+
+    Raises:
+        UserError: the checkpoint cannot be found or is no CANINE, or an override is unknown.
+    """
+    mask = code_point(arguments.mask_code_point)
+    if arguments.model_size:
+        overrides = _overrides(arguments.config_overrides)
+        try:
+            config = DomainCanineConfig(**{**SIZES[arguments.model_size], **overrides}, mask_code_point=mask)
+            _check_shape(config)
+            model = DomainCanineForMaskedLM(config)
+        except (ValueError, TypeError, RuntimeError) as error:
+            raise UserError(f"--config_overrides {arguments.config_overrides}: {error}") from error
+    else:
+        model = load_model(arguments.model_name_or_path or DEFAULT_MODEL)
+        model.config.mask_code_point = mask
+    model.config.auto_map = dict(AUTO_MAP)
+    return model
+
+
+def load_model(name: str, cls=DomainCanineForMaskedLM):
+    """Any CANINE checkpoint, from the Hub or a folder, into one of our classes.
+
+    Raises:
+        UserError: nothing is there, or it is no CANINE, or an encoder weight is missing.
+    """
+    if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
+        raise UserError(f"there is no model folder {name!r}; check the path")
+    name = str(Path(name).expanduser()) if Path(name).expanduser().is_dir() else name
+    try:
+        told, _ = DomainCanineConfig.get_config_dict(name)
+        if told.get("model_type") != CanineConfig.model_type:
+            raise UserError(f"{name!r} is a {told.get('model_type')} model, not CANINE; try {DEFAULT_MODEL}")
+        with _quiet_loading():
+            model, loaded = cls.from_pretrained(name, output_loading_info=True)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"cannot load the model {name!r}: {str(error).strip().splitlines()[0]}\n  Check the name and the network "
+            "(and HF_HUB_OFFLINE), give a local folder with --model_name_or_path, or start from random weights with "
+            "--model_size."
+        ) from error
+    encoder = sorted(key for key in loaded["missing_keys"] if key.startswith("canine.") and ".pooler." not in key)
+    if encoder:
+        raise UserError(f"{name!r} lacks {len(encoder)} weights of the encoder, {encoder[0]} among them")
+    return model
+
+
+def build_tokenizer(model: DomainCanineForMaskedLM, max_length: int) -> DomainCanineTokenizer:
+    config = model.config
+    return DomainCanineTokenizer(
+        vocab_size=config.vocab_size, mask_code_point=config.mask_code_point, model_max_length=max_length
+    )
+
+
+def _overrides(text: str | None) -> dict:
+    """``name=value,name=value`` with the types of the configuration's fields."""
+    known = {each.name: each.default for each in fields(DomainCanineConfig)}
+    overrides = {}
+    for part in filter(None, (text or "").split(",")):
+        name, equals, value = part.partition("=")
+        if not equals or name not in known:
+            near = ", ".join(sorted(known)) if not equals or name else ""
+            raise UserError(f"--config_overrides: {part!r} is not name=value with a name of the configuration: {near}")
+        kind = type(known[name])
+        try:
+            overrides[name] = value if kind is str else kind(float(value)) if kind is int else float(value)
+        except ValueError:
+            raise UserError(f"--config_overrides: {name} takes a number, not {value!r}") from None
+    return overrides
+
+
+def _check_shape(config: DomainCanineConfig) -> None:
+    for part in ("num_attention_heads", "num_hash_functions"):
+        if config.hidden_size % getattr(config, part):
+            raise ValueError(f"hidden_size {config.hidden_size} is no multiple of {part} {getattr(config, part)}")
+    if config.vocab_size < 128:
+        raise ValueError(f"vocab_size {config.vocab_size} is below 128, the ASCII names")
+
+
+@contextmanager
+def _quiet_loading():
+    """The loading report lists the new head and the unused pooler, which is as it should be; we check it ourselves."""
+    logger = logging.getLogger("transformers")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,100 @@
+"""Before the first step: quiet libraries, Weights & Biases without a prompt, and the table that says what will happen."""
+
+import logging
+import math
+import os
+import sys
+import warnings
+from pathlib import Path
+
+import torch
+from transformers import set_seed
+from transformers.trainer_utils import enable_full_determinism
+from transformers.utils import logging as transformers_logging
+
+from . import checkpoints
+from .arguments import DomainTrainingArguments
+from .errors import UserError
+
+
+def silence_libraries() -> None:
+    """Hide warnings that a user can do nothing about, and progress bars of loading and saving."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    for name in ("torch.distributed", "accelerate", "datasets", "huggingface_hub", "httpx"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"(torch|transformers|accelerate|datasets)\b")
+    transformers_logging.disable_progress_bar()
+
+
+def prepare(args: DomainTrainingArguments) -> str | None:
+    """Check the output folder, find the checkpoint to resume from, seed everything, get W&B ready.
+
+    Returns:
+        The checkpoint's path, or None.
+
+    Raises:
+        UserError: the folder is taken, there is no such checkpoint, or wandb is not installed.
+    """
+    run = Path(args.output_dir)
+    checkpoints.refuse_foreign_folder(run, resuming=args.resume_from_checkpoint is not None)
+    checkpoint = checkpoints.to_resume_from(run, args.resume_from_checkpoint)
+    if args.use_wandb:
+        _prepare_wandb(args)
+    enable_full_determinism(args.seed) if args.full_determinism else set_seed(args.seed)
+    return checkpoint
+
+
+def _prepare_wandb(args) -> None:
+    """Log to the project of ``--project``; offline, and said so, where nobody is logged in. It never asks."""
+    try:
+        import wandb
+    except ImportError as error:
+        raise UserError("--use_wandb needs the package wandb: pip install wandb") from error
+    os.environ.setdefault("WANDB_PROJECT", args.project)
+    os.environ.setdefault("WANDB_SILENT", "true")
+    if "WANDB_MODE" not in os.environ and not wandb.api.api_key:
+        os.environ["WANDB_MODE"] = "offline"
+        if args.process_index == 0:
+            print("W&B: no login found, logging offline; 'wandb sync' uploads it later", file=sys.stderr)
+
+
+def print_table(args, model, model_arguments, data_rows, train, objective: str) -> None:
+    """What will happen: model, data, device, batch arithmetic, steps; on stderr, by the first process."""
+    if args.process_index == 0:
+        steps = None if args.max_steps > 0 else train.plan.steps
+        for name, value in [_model_row(model, model_arguments), *data_rows, *_run_rows(args, steps, objective)]:
+            print(f"{name:>10}  {value}", file=sys.stderr)
+
+
+def print_final(folder: str, metrics: dict[str, float]) -> None:
+    told = f" (validation perplexity {metrics['eval_perplexity']:.3f})" if metrics else ""
+    print(f"saved the best weights{told} to {folder}", file=sys.stderr)
+
+
+def _model_row(model, arguments) -> tuple[str, str]:
+    config = model.config
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    origin = f"random weights ({arguments.model_size})" if arguments.model_size else model.name_or_path
+    shape = f"{config.num_hidden_layers} layers, {config.hidden_size} wide, {config.vocab_size} classes"
+    return "model", f"{origin}: {parameters:,} parameters, {shape}, mask U+{config.mask_code_point:04X}"
+
+
+def _run_rows(args, steps_per_epoch: int | None, objective: str) -> list[tuple[str, str]]:
+    batch, accumulation, ranks = args.per_device_train_batch_size, args.gradient_accumulation_steps, args.world_size
+    device = torch.cuda.get_device_name(args.device) if args.device.type == "cuda" else args.device.type
+    tf32 = ", TF32 for fp32 matrix products" if args.tf32 else ""
+    steps = f"{args.max_steps:,}"
+    if steps_per_epoch:
+        epochs = args.num_train_epochs
+        steps = f"{steps_per_epoch:,} an epoch x {epochs:g} epochs = {math.ceil(steps_per_epoch * epochs):,}"
+    return [
+        ("objective", objective),
+        ("device", f"{ranks} x {device}, {args.precision}{tf32}, {args.dataloader_num_workers} loader worker(s)"),
+        (
+            "batch",
+            f"{batch} names x {accumulation} accumulated x {ranks} = {batch * accumulation * ranks:,} names a step",
+        ),
+        ("steps", f"{steps}; learning rate {args.learning_rate:g}, warm-up {args.warmup_steps:g} steps"),
+        ("output", args.output_dir),
+    ]

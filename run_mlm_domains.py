@@ -1,0 +1,54 @@
+#!/usr/bin/env python
+"""Continue the pretraining of CANINE on domain names by masked language modelling.
+
+    accelerate launch run_mlm_domains.py --dataset names.txt.gz --output_dir runs/mine
+    accelerate launch run_mlm_domains.py run.yaml
+
+Every flag, with its default: python run_mlm_domains.py --help
+"""
+
+import sys
+
+from domain_canine import startup
+from domain_canine.arguments import DataArguments, DomainTrainingArguments, ModelArguments, Parser
+from domain_canine.data import build_batches, build_collator
+from domain_canine.errors import run
+from domain_canine.pretrained import build_model, build_tokenizer
+from domain_canine.sharing import push_to_hub, write_model_card
+from domain_canine.trainer import DomainTrainer
+
+
+def main() -> int:
+    startup.silence_libraries()
+    parser = Parser((ModelArguments, DataArguments, DomainTrainingArguments), description=__doc__.splitlines()[0])
+    model_arguments, data_arguments, args = parser.parse(sys.argv[1:])
+    checkpoint = startup.prepare(args)
+
+    model = build_model(model_arguments)
+    tokenizer = build_tokenizer(model, data_arguments.max_length)
+    collator = build_collator(data_arguments, args, model.config)
+    train, validation, data_rows = build_batches(data_arguments, args, collator)
+    startup.print_table(args, model, model_arguments, data_rows, train, data_arguments.objective)
+
+    trainer = DomainTrainer(
+        model=model,
+        args=args,
+        data_collator=collator,
+        train_dataset=train,
+        eval_dataset=validation,
+        processing_class=tokenizer,
+    )
+    trainer.write_run_file(model_arguments, data_arguments)
+    trainer.train(resume_from_checkpoint=checkpoint)
+
+    trainer.save_final()
+    if trainer.is_world_process_zero():
+        write_model_card(trainer, model_arguments, data_arguments, trainer.hub_model_id)
+        startup.print_final(args.output_dir, trainer.best_metrics())
+        if args.push_to_hub:
+            print(push_to_hub(trainer), file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)
