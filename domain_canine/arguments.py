@@ -1,4 +1,4 @@
-"""Every flag of the training command. The defaults are the published run; hardware belongs into the accelerate configs."""
+"""Every flag of the training command. The defaults are the published run; hardware has its own files."""
 
 import difflib
 import json

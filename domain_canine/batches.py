@@ -80,8 +80,11 @@ class NameBatches(Dataset):
             # A rank without rows in an epoch's last step computes an empty name, which has no target, rather than
             # leave the others waiting.
             rows, names, lengths = np.zeros(1, np.int64), np.zeros((1, 0), np.uint8), np.zeros(1, np.int64)
-        ids, lengths = frame(names, lengths)
-        return self.collator.collate(ids, lengths, rows, EVALUATION_EPOCH if self.evaluation else epoch)
+        ids, framed = frame(names, lengths)
+        if self.evaluation:
+            # By the name itself, so that its masks do not change with its place in the file.
+            return self.collator.collate(ids, framed, hashing.hash_names(names, lengths), EVALUATION_EPOCH)
+        return self.collator.collate(ids, framed, rows, epoch)
 
 
 class StreamBatches(IterableDataset):

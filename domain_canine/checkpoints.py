@@ -44,7 +44,7 @@ def to_resume_from(run: Path, wanted: str | None) -> str | None:
     if not is_whole(Path(wanted)):
         what = "is not a whole checkpoint" if Path(wanted).is_dir() else "is no folder"
         raise UserError(
-            f"--resume_from_checkpoint {wanted!r} {what}; give a checkpoint-N folder of a run, or no path for the newest"
+            f"--resume_from_checkpoint {wanted!r} {what}; give a run's checkpoint-N folder, or no path for the newest"
         )
     return wanted
 

@@ -177,8 +177,8 @@ def _build(source, folder, fraction, split_seed, max_length, num_samples, quiet)
     for side in SIDES:
         if not rows[side]:
             raise UserError(
-                f"{kept:,} valid, unique name(s) leave the {side} side empty at --validation_split {fraction}; give more "
-                f"names; {_told(counts, cleaner.rejects)}"
+                f"{kept:,} valid, unique name(s) leave the {side} side empty at --validation_split {fraction}; "
+                f"give more names; {_told(counts, cleaner.rejects)}"
             )
         _write_lengths(NameTable(folder / f"{side}.arrow"), folder / f"{side}.lengths")
     (folder / "corpus.json").write_text(json.dumps({"counts": counts, "rejects": cleaner.rejects}))

@@ -1,6 +1,6 @@
-"""The figures of masked characters as a metric of the library evaluate: ``evaluate.load("domain_canine/masked_characters.py")``.
+"""The figures of masked characters for the library evaluate: ``evaluate.load("domain_canine/masked_characters.py")``.
 
-A file of its own, because ``evaluate.load`` copies the script that it runs, and because nothing else needs ``evaluate``.
+A file of its own, because ``evaluate.load`` copies the script that it runs, and nothing else needs ``evaluate``.
 """
 
 import datasets

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from transformers import CanineConfig
 
+from . import hub
 from .arguments import DEFAULT_MODEL, ModelArguments, code_point
 from .configuration_domain_canine import AUTO_MAP, DomainCanineConfig
 from .errors import UserError
@@ -63,7 +64,10 @@ def load_model(name: str, cls=DomainCanineForMaskedLM):
     """
     if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
         raise UserError(f"there is no model folder {name!r}; check the path")
-    name = str(Path(name).expanduser()) if Path(name).expanduser().is_dir() else name
+    if Path(name).expanduser().is_dir():
+        name = str(Path(name).expanduser())
+    else:
+        hub.use_cache_if_unreachable()
     try:
         told, _ = DomainCanineConfig.get_config_dict(name)
         if told.get("model_type") != CanineConfig.model_type:
@@ -96,8 +100,8 @@ def _overrides(text: str | None) -> dict:
     for part in filter(None, (text or "").split(",")):
         name, equals, value = part.partition("=")
         if not equals or name not in known:
-            near = ", ".join(sorted(known)) if not equals or name else ""
-            raise UserError(f"--config_overrides: {part!r} is not name=value with a name of the configuration: {near}")
+            names = ", ".join(sorted(known))
+            raise UserError(f"--config_overrides: {part!r} is not name=value with one of the names {names}")
         kind = type(known[name])
         try:
             overrides[name] = value if kind is str else kind(float(value)) if kind is int else float(value)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from . import hub
 from .errors import UserError
 from .sample import sample_names
 
@@ -35,7 +36,7 @@ def open_source(dataset: str, column: str | None = None, streaming: bool = False
     if dataset == SAMPLE:
         return Sample()
     path = Path(dataset).expanduser()
-    if any(character in dataset for character in "*?["):
+    if any(character in dataset for character in "*?[") and not path.exists():
         paths = [Path(match) for match in sorted(glob.glob(str(path), recursive=True)) if Path(match).is_file()]
         if not paths:
             raise UserError(f"no file matches {dataset!r}; check the pattern, and quote it in a shell")
@@ -116,8 +117,7 @@ class Files:
         return state.hexdigest()
 
     def count(self) -> None:
-        """How many lines there are: not known before they are read."""
-        return
+        """How many lines there are is not known before they are read."""
 
     def _read(self, path: Path) -> Iterator[str]:
         kind = _kind(path)
@@ -174,6 +174,7 @@ class Hub:
         if self._loaded is None:
             import datasets
 
+            hub.use_cache_if_unreachable()
             try:
                 self._loaded = datasets.load_dataset(self.description, split="train", streaming=self.streaming)
             except Exception as error:  # every release raises other classes: connection, HTTP, not found, offline

@@ -1,4 +1,4 @@
-"""Before the first step: quiet libraries, Weights & Biases without a prompt, and the table that says what will happen."""
+"""Before the first step: quiet libraries, W&B without a prompt, and the table that says what will happen."""
 
 import logging
 import math

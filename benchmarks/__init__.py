@@ -1,0 +1,1 @@
+"""Measurements: each prints a table to stderr and, with ``--json``, one JSON object, last on stdout."""

@@ -1,0 +1,5 @@
+"""``python -m domain_canine``."""
+
+from .cli import entry
+
+entry()

@@ -1,0 +1,86 @@
+"""Fill in masked characters, one at a time, the surest first."""
+
+import re
+from dataclasses import dataclass
+
+import torch
+
+from .batches import frame
+from .corpus import characters
+from .errors import UserError
+from .normalization_domain_canine import InvalidDomain, normalize_domain
+
+# A stand-in for a masked character while a pattern is checked: a letter is valid wherever a character is.
+_PLACEHOLDER = "x"
+_MASK = re.compile(r"\[MASK\]|\?")
+LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789-."
+
+
+@dataclass
+class Filled:
+    """A pattern, the best name for it, and for each masked character the likeliest fillings when it was revealed.
+
+    ``steps`` are (position in the name, [(character, probability), ...]) in the order of revealing.
+    """
+
+    pattern: str
+    name: str
+    steps: list[tuple[int, list[tuple[str, float]]]]
+
+
+def parse_pattern(pattern: str) -> tuple[str, list[int]]:
+    """``exam?le.com`` or ``exam[MASK]le.com`` -> the name with stand-ins, and the masked positions.
+
+    Raises:
+        UserError: nothing is masked, or no name can come of it.
+    """
+    text, positions, end = "", [], 0
+    for match in _MASK.finditer(pattern.strip()):
+        text += pattern.strip()[end : match.start()]
+        positions.append(len(text))
+        text += _PLACEHOLDER
+        end = match.end()
+    text += pattern.strip()[end:]
+    if not positions:
+        raise UserError(f"{pattern!r} has nothing to fill; write ? or [MASK] for each unknown character")
+    try:
+        name = normalize_domain(text)
+    except InvalidDomain as error:
+        raise UserError(f"{pattern!r} cannot become a domain name: {error.reason.replace('_', ' ')}") from error
+    if len(name) != len(text):
+        raise UserError(f"{pattern!r}: write a Unicode name in its xn-- form, so that each ? is one character")
+    return name, positions
+
+
+@torch.no_grad()
+def fill(model, pattern: str, top_k: int = 5) -> Filled:
+    """Reveal the masked characters of a pattern one by one, in order of confidence.
+
+    Only characters of names are considered (letters, digits, hyphen, dot).
+
+    Args:
+        model: DomainCanineForMaskedLM in evaluation mode.
+        top_k: how many candidates to report for each character.
+    """
+    name, masked = parse_pattern(pattern)
+    ids, lengths = frame(*characters([name]))
+    input_ids = torch.from_numpy(ids).to(model.device)
+    longest = model.config.max_position_embeddings
+    if input_ids.shape[1] > longest:
+        raise UserError(f"{pattern!r} is longer than the model's {longest} positions")
+    open_positions = torch.tensor(masked, device=model.device) + 1  # behind [CLS]
+    input_ids[0, open_positions] = model.config.mask_code_point
+    allowed = torch.tensor([ord(letter) for letter in LETTERS], device=model.device)
+    steps = []
+    while len(open_positions):
+        logits = model(input_ids=input_ids, masked_positions=open_positions[None]).logits[0]
+        probabilities = logits.float().softmax(-1)[:, allowed]
+        row = int(probabilities.amax(-1).argmax())
+        best = probabilities[row].topk(min(top_k, len(LETTERS)))
+        candidates = [(LETTERS[i], value) for i, value in zip(best.indices.tolist(), best.values.tolist())]
+        position = int(open_positions[row])
+        steps.append((position - 1, candidates))
+        input_ids[0, position] = ord(candidates[0][0])
+        open_positions = torch.cat([open_positions[:row], open_positions[row + 1 :]])
+    filled = "".join(map(chr, input_ids[0, 1 : int(lengths[0]) - 1].tolist()))
+    return Filled(pattern, filled, steps)

@@ -1,0 +1,57 @@
+"""What every test shares: a small configuration, a fixed seed, a cache of its own, and no network."""
+
+import os
+
+# Before any Hugging Face library is imported: a test that would download fails at once instead.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from domain_canine import DomainCanineConfig, DomainCanineForMaskedLM
+from domain_canine.pretrained import build_tokenizer
+
+ROOT = Path(__file__).resolve().parent.parent
+SMALL = {
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 128,
+    "num_hash_buckets": 512,
+    # Ten times the usual: differences that the usual 0.02 would hide show up.
+    "initializer_range": 0.2,
+}
+
+
+@pytest.fixture(autouse=True)
+def _fixed_seed_and_own_cache(tmp_path_factory, monkeypatch):
+    torch.manual_seed(0)
+    monkeypatch.setenv("DOMAIN_CANINE_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture
+def config() -> DomainCanineConfig:
+    return DomainCanineConfig(**SMALL)
+
+
+@pytest.fixture
+def model(config) -> DomainCanineForMaskedLM:
+    return DomainCanineForMaskedLM(config).eval()
+
+
+@pytest.fixture
+def tokenizer(model):
+    return build_tokenizer(model, 128)
+
+
+@pytest.fixture
+def names_file(tmp_path) -> Path:
+    """200 different valid names."""
+    from domain_canine.sample import sample_names
+
+    path = tmp_path / "names.txt"
+    path.write_text("\n".join(sample_names(200)) + "\n")
+    return path

@@ -1,0 +1,120 @@
+import json
+
+import pytest
+import yaml
+
+from domain_canine.arguments import DataArguments, DomainTrainingArguments, ModelArguments, Parser, code_point
+from domain_canine.errors import UserError
+
+
+def parse(*arguments: str):
+    return Parser((ModelArguments, DataArguments, DomainTrainingArguments)).parse(list(arguments))
+
+
+def test_the_defaults_are_the_published_run():
+    model, data, args = parse()
+    assert (model.model_name_or_path, model.model_size, model.mask_code_point) == (None, None, "U+E003")
+    assert data.dataset == "humbleworth/registered-domains"
+    assert (data.max_length, data.validation_split, data.mlm_probability, data.objective) == (128, 0.1, 0.15, "mlm")
+    assert (data.mask_replace_prob, data.random_replace_prob, data.span_length) == (0.8, 0.1, 1)
+    assert args.output_dir == "./domain-canine-model"
+    assert (args.learning_rate, args.weight_decay, args.warmup_steps, args.max_grad_norm) == (1e-5, 0.01, 500, 1.0)
+    assert args.lr_scheduler_type.value == "linear" and args.optim.value.startswith("adamw_torch")
+    assert (args.per_device_train_batch_size, args.gradient_accumulation_steps, args.num_train_epochs) == (256, 2, 5)
+    assert (args.early_stopping_patience, args.save_steps, args.save_total_limit) == (3, 10_000, 3)
+    assert args.eval_strategy.value == "epoch" and args.metric_for_best_model == "loss"
+    assert args.dataloader_pin_memory and args.dataloader_num_workers >= 0
+    assert args.project == "domain-canine-pretrain" and args.report_to == []
+    assert not args.logging_nan_inf_filter and args.ddp_find_unused_parameters is False
+
+
+def test_loader_flags_follow_the_workers(monkeypatch):
+    _, _, args = parse("--dataloader_num_workers", "3")
+    assert (args.dataloader_prefetch_factor, args.dataloader_persistent_workers) == (2, True)
+    _, _, args = parse("--dataloader_num_workers", "0")
+    assert (args.dataloader_prefetch_factor, args.dataloader_persistent_workers) == (None, False)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(16))
+    assert parse()[2].dataloader_num_workers == 4
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    assert parse()[2].dataloader_num_workers == 1
+
+
+def test_old_flag_names():
+    _, data, args = parse(
+        *"--epochs 3 --batch_size 64 --dataset names.txt --num_samples 10 --resume_from ck --use_wandb "
+        "--no_mixed_precision --warmup_steps 7 --save_steps 9 --streaming --learning_rate 3e-4".split()
+    )
+    assert (args.num_train_epochs, args.per_device_train_batch_size, args.warmup_steps, args.save_steps) == (
+        3,
+        64,
+        7,
+        9,
+    )
+    assert (args.resume_from_checkpoint, args.learning_rate) == ("ck", 3e-4)
+    assert args.use_wandb and args.no_mixed_precision and args.report_to == ["wandb"]
+    assert data.dataset == "names.txt" and data.num_samples == 10 and data.streaming
+
+
+def test_resume_without_a_path_means_the_newest():
+    assert parse("--resume_from_checkpoint")[2].resume_from_checkpoint == "newest"
+
+
+@pytest.mark.parametrize("suffix", [".yaml", ".json"])
+def test_a_file_of_arguments(tmp_path, suffix):
+    path = tmp_path / f"run{suffix}"
+    entries = {"model_size": "tiny", "learning_rate": 1e-4, "streaming": True, "epochs": 2, "dataset": "x.txt",
+               "save_total_limit": None, "resume_from_checkpoint": False}  # fmt: skip
+    path.write_text(yaml.safe_dump(entries) if suffix == ".yaml" else json.dumps(entries))
+    model, data, args = parse(str(path))
+    assert (model.model_size, args.learning_rate, args.num_train_epochs) == ("tiny", 1e-4, 2)
+    assert data.streaming and data.dataset == "x.txt" and args.resume_from_checkpoint is None
+    path.write_text(json.dumps(entries | {"lerning_rate": 1}))
+    with pytest.raises(UserError, match="unknown flag --lerning_rate; did you mean --learning_rate"):
+        parse(str(path))
+    path.write_text("[1, 2")
+    with pytest.raises(UserError, match="not valid YAML"):
+        parse(str(path))
+    path.write_text("learning_rate: 1e-4\n")  # which YAML 1.1 reads as a string
+    assert parse(str(path))[2].learning_rate == 1e-4
+    with pytest.raises(UserError, match="cannot read"):
+        parse(str(tmp_path / f"none{suffix}"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        ("--lerning_rate 1", "unknown flag --lerning_rate; did you mean --learning_rate"),
+        ("--zzzz", "unknown flag --zzzz; --help"),
+        ("file.txt --epochs 1", "unexpected argument 'file.txt'"),
+        ("--epochs many", "invalid float value: 'many'"),
+        ("--epochs 0", "--num_train_epochs must be above 0, not 0"),
+        ("--batch_size -1", "--per_device_train_batch_size must be above 0, not -1"),
+        ("--objective next", "invalid choice: 'next'"),
+        ("--model_size huge", "invalid choice: 'huge'"),
+        ("--model_size tiny --model_name_or_path x", "contradict each other"),
+        ("--config_overrides a=1", "needs --model_size"),
+        ("--max_length 7", "--max_length must lie between 8 and 255 .*, not 7"),
+        ("--max_length 300", "not 300"),
+        ("--mlm_probability 1.5", "--mlm_probability must lie between 0 and 1, not 1.5"),
+        ("--validation_split 0", "--validation_split must lie between 0 and 1"),
+        ("--num_samples 0", "--num_samples must be above 0"),
+        ("--mask_replace_prob 0.95", "at most 1 together"),
+        ("--mask_code_point a", "'a' is no code point"),
+        ("--mask_code_point U+0061", "not a private-use code point"),
+        ("--mask_code_point U+E001", r"CANINE's \[SEP\]"),
+        ("--bf16 --no_mixed_precision", "contradict each other"),
+        ("--early_stopping_patience -1", "must not be negative"),
+        ("--save_strategy epoch", "choose steps"),
+        ("--eval_strategy sometimes", "sometimes"),
+        ("--warmup_steps -5", "must not be negative"),
+        ("--load_best_model_at_end", "always so"),
+        ("--dataset sample --streaming", "leave --streaming out"),
+    ],
+)
+def test_mistakes_are_told_with_the_value_and_the_remedy(flags, told):
+    with pytest.raises(UserError, match=told):
+        parse(*flags.split())
+
+
+def test_code_points_are_read_as_people_write_them():
+    assert code_point("U+E003") == code_point("u+e003") == code_point("0xE003") == code_point("57347") == 0xE003

@@ -1,0 +1,122 @@
+"""``python -m domain_canine check`` and ``fill``."""
+
+import json
+import tomllib
+
+import pytest
+import torch
+from conftest import ROOT
+
+from domain_canine import check, cli
+from domain_canine.errors import UserError
+from domain_canine.fill import LETTERS, fill, parse_pattern
+from domain_canine.pretrained import build_tokenizer
+
+
+@pytest.fixture
+def folder(model, tmp_path):
+    model.save_pretrained(tmp_path / "model")
+    build_tokenizer(model, 128).save_pretrained(tmp_path / "model")
+    return str(tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "name", "positions"),
+    [
+        ("exam?le.com", "examxle.com", [4]),
+        ("EXAM[MASK]LE.com", "examxle.com", [4]),
+        ("?[MASK]?.de", "xxx.de", [0, 1, 2]),
+        (" a?.?? ", "ax.xx", [1, 3, 4]),
+    ],
+)
+def test_patterns(pattern, name, positions):
+    assert parse_pattern(pattern) == (name, positions)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "told"),
+    [
+        ("example.com", "nothing to fill"),
+        ("exam?le", "one label"),
+        ("exam ?le.com", "bad character"),
+        ("-?.com", "bad label"),
+        ("m?nchün.de", "xn-- form"),
+        ("", "nothing to fill"),
+    ],
+)
+def test_patterns_that_cannot_become_names(pattern, told):
+    with pytest.raises(UserError, match=told):
+        parse_pattern(pattern)
+
+
+def test_masks_are_revealed_one_by_one_in_order_of_confidence(model):
+    filled = fill(model, "e?am??e.com", top_k=3)
+    assert len(filled.name) == 11 and filled.name[0] == "e" and filled.name.endswith("e.com")
+    assert sorted(position for position, _ in filled.steps) == [1, 4, 5]
+    # By hand: the surest position first, then again with it revealed.
+    ids = torch.tensor([[0xE000, *map(ord, "e"), 0xE003, *map(ord, "am"), 0xE003, 0xE003, *map(ord, "e.com"), 0xE001]])
+    allowed = [ord(letter) for letter in LETTERS]
+    left = [2, 5, 6]
+    with torch.no_grad():
+        for position, candidates in filled.steps:
+            probabilities = model(ids).logits[0].softmax(-1)[:, allowed]
+            surest = max(left, key=lambda p: probabilities[p].max().item())
+            assert surest == position + 1
+            best = probabilities[surest].topk(3)
+            assert [LETTERS[i] for i in best.indices.tolist()] == [character for character, _ in candidates]
+            assert candidates[0][1] == pytest.approx(best.values[0].item(), abs=1e-5)
+            ids[0, surest] = ord(candidates[0][0])
+            left.remove(surest)
+    assert filled.name == "".join(map(chr, ids[0, 1:-1].tolist()))
+
+
+def test_fill_prints_a_table_or_json(folder, capsys):
+    assert cli.main(["fill", folder, "exam?le.com", "a?.de", "--top_k", "2"]) == 0
+    said = capsys.readouterr().out
+    assert said.count(" -> ") == 2 and "character  5:" in said and "%" in said
+    assert cli.main(["fill", folder, "exam?le.com", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["pattern"] == "exam?le.com" and len(told["steps"][0]["candidates"]) == 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["fill"], "required: model"),
+        (["fil"], "invalid choice: 'fil'"),
+        (["fill", "{folder}", "a?.de", "--top_k", "0"], "--top_k must be at least 1"),
+        (["fill", "{folder}", "example.com"], "nothing to fill"),
+        (["fill", "./missing", "a?.de"], "no model folder"),
+        ([], "required: command"),
+    ],
+)
+def test_mistakes(folder, arguments, told):
+    with pytest.raises(UserError, match=told):
+        cli.main([argument.format(folder=folder) for argument in arguments])
+
+
+def test_check_passes_here(folder, names_file, tmp_path, capsys):
+    status = cli.main(["check", "--dataset", str(names_file), "--model", folder, "--output_dir", str(tmp_path / "new")])
+    said = capsys.readouterr().out
+    assert status == 0 and "FAIL" not in said
+    for row in ("python", "torch", "numpy", "device", "precision", "output", "data", "model"):
+        assert f" {row} " in said
+    assert not (tmp_path / "new").exists()
+
+
+def test_check_names_the_remedy_of_each_failure(monkeypatch, capsys, tmp_path):
+    versions = {"numpy": "2.1.0", "torch": None, "pyarrow": "26.0.0", "transformers": "5.23.0", "accelerate": "1.15.0"}
+    monkeypatch.setattr(check, "_version", lambda name: versions.get(name, "99"))
+    status = cli.main(["check", "--dataset", "missing.txt", "--model", "./missing", "--output_dir", str(tmp_path)])
+    said = capsys.readouterr().out
+    assert status == 1
+    for part in ("numpy            2.1.0", "pip install 'numpy<2.0,>=1.26'", "torch            not installed",
+                 "pip install 'pyarrow<26,>=15'", "no file or folder 'missing.txt'",
+                 "no model folder './missing'"):  # fmt: skip
+        assert part in said, (part, said)
+    assert "  ok  transformers" in said
+
+
+def test_the_ranges_are_those_of_the_package():
+    wanted = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    assert sorted(wanted) == sorted(check.RANGES)

@@ -1,0 +1,175 @@
+"""Checkpoints load with stock calls where this package is not installed."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from domain_canine import DomainCanineForMaskedLM
+from domain_canine.arguments import ModelArguments
+from domain_canine.configuration_domain_canine import AUTO_MAP
+from domain_canine.errors import UserError
+from domain_canine.pretrained import SIZES, build_model, build_tokenizer, load_model
+
+# Runs away from the repository, with the package's name blocked; prints one JSON object.
+STRANGER = """
+import json, sys, time, warnings
+sys.modules["domain_canine"] = None
+folder = sys.argv[1]
+import torch
+from transformers import (AutoConfig, AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification,
+                          AutoTokenizer, CanineForSequenceClassification, CanineModel, pipeline)
+from transformers.utils import logging
+logging.disable_progress_bar()
+logging.set_verbosity_error()
+told = {}
+trust = {"trust_remote_code": True}
+told["config"] = type(AutoConfig.from_pretrained(folder, **trust)).__name__
+tokenizer = AutoTokenizer.from_pretrained(folder, **trust)
+told["tokenizer"] = type(tokenizer).__name__
+model, loaded = AutoModelForMaskedLM.from_pretrained(folder, output_loading_info=True, **trust)
+told["masked"] = [type(model).__name__, len(loaded["missing_keys"]), len(loaded["unexpected_keys"])]
+inputs = tokenizer("exam[MASK]le.com", return_tensors="pt")
+told["logits"] = model.eval()(**inputs).logits[0, 5, 97:123].tolist()
+told["encoder"] = type(AutoModel.from_pretrained(folder, **trust)).__name__
+told["classifier"] = type(AutoModelForSequenceClassification.from_pretrained(folder, num_labels=3, **trust)).__name__
+fill = pipeline("fill-mask", model=folder, **trust)
+told["fill"] = fill("exam[MASK]le.com")
+told["top_1"] = fill("exam[MASK]le.com", top_k=1)
+told["several"] = [[each["token_str"] for each in row] for row in fill("e[MASK]am[MASK]le.com", top_k=2)]
+started = time.perf_counter()
+told["targets"] = fill("exam[MASK]le.com", targets=["p", "b"])
+told["targets_seconds"] = time.perf_counter() - started
+told["batch"] = [row[0]["token_str"] for row in fill(["exam[MASK]le.com", "a-much-longer-name[MASK].co.uk"], batch_size=2)]
+told["alone"] = [fill(name)[0]["token_str"] for name in ["exam[MASK]le.com", "a-much-longer-name[MASK].co.uk"]]
+# And the encoder without any code of ours.
+stock, loaded = AutoModel.from_pretrained(folder, output_loading_info=True)
+told["stock"] = [type(stock).__name__, sorted(k for k in loaded["missing_keys"] if "pooler" not in k)]
+told["stock_class"] = type(CanineModel.from_pretrained(folder)).__name__
+told["stock_classifier"] = type(CanineForSequenceClassification.from_pretrained(folder)).__name__
+print(json.dumps(told))
+"""
+
+
+def ask_stranger(folder, tmp_path) -> dict:
+    script = tmp_path / "stranger.py"
+    script.write_text(STRANGER)
+    environment = {
+        "PATH": "/usr/bin:/bin",
+        "HF_HUB_OFFLINE": "1",
+        "HF_HOME": str(tmp_path / "hf"),
+        "HOME": str(tmp_path),
+    }
+    done = subprocess.run(
+        [sys.executable, "-I", str(script), str(folder)], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_a_checkpoint_loads_where_the_package_is_not(tmp_path):
+    model = build_model(ModelArguments(model_size="tiny")).eval()
+    tokenizer = build_tokenizer(model, 128)
+    folder = tmp_path / "model"
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    told = ask_stranger(folder, tmp_path)
+    assert told["config"] == "DomainCanineConfig" and told["tokenizer"] == "DomainCanineTokenizer"
+    assert told["masked"] == ["DomainCanineForMaskedLM", 0, 0]
+    assert told["encoder"] == "DomainCanineModel" and told["classifier"] == "DomainCanineForSequenceClassification"
+    with torch.no_grad():
+        ours = model(**tokenizer("exam[MASK]le.com", return_tensors="pt")).logits[0, 5, 97:123]
+    assert torch.allclose(torch.tensor(told["logits"]), ours, atol=1e-5)
+    assert len(told["fill"]) == 5 and len(told["top_1"]) == 1
+    best = told["fill"][0]
+    assert best["token_str"] == chr(best["token"]) and best["sequence"] == f"exam{best['token_str']}le.com"
+    assert [len(row) for row in told["several"]] == [2, 2]
+    assert {each["token_str"] for each in told["targets"]} == {"p", "b"} and told["targets_seconds"] < 0.3
+    assert told["batch"] == told["alone"]
+    assert told["stock"] == ["CanineModel", []] and told["stock_class"] == "CanineModel"
+    assert told["stock_classifier"] == "CanineForSequenceClassification"
+
+
+def test_shipped_files_stand_alone(tmp_path):
+    """Only torch, transformers and the standard library; ours by ``from .name import``."""
+    import ast
+
+    from conftest import ROOT
+
+    allowed = {"torch", "transformers"} | set(sys.stdlib_module_names)
+    shipped = sorted((ROOT / "domain_canine").glob("*_domain_canine.py"))
+    assert len(shipped) >= 4
+    for path in shipped:
+        tree = ast.parse(path.read_text())
+        tried = {node for each in ast.walk(tree) if isinstance(each, ast.Try) for node in ast.walk(each)}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node.level:
+                assert node.level == 1 and node.module.endswith("_domain_canine"), path
+            elif isinstance(node, (ast.Import, ast.ImportFrom)) and node not in tried:
+                modules = [node.module] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
+                assert {module.split(".")[0] for module in modules} <= allowed, path
+
+
+def test_auto_map_names_what_is_there():
+    import domain_canine.configuration_domain_canine as configuration
+    import domain_canine.modeling_domain_canine as modeling
+
+    for target in AUTO_MAP.values():
+        module, name = target.split(".")
+        assert hasattr({"modeling_domain_canine": modeling, "configuration_domain_canine": configuration}[module], name)
+
+
+def test_sizes_are_as_documented():
+    counts = {}
+    for size in ("tiny", "small"):
+        counts[size] = sum(p.numel() for p in build_model(ModelArguments(model_size=size)).canine.parameters())
+    assert 1.6e6 < counts["tiny"] < 1.8e6 and 4e6 < counts["small"] < 6e6
+    assert SIZES["base"] == {}
+
+
+def test_overrides_and_the_mask_reach_the_config():
+    model = build_model(
+        ModelArguments(
+            model_size="tiny", config_overrides="hidden_dropout_prob=0,num_hidden_layers=1,hidden_act=relu",
+            mask_code_point="U+E000",
+        )
+    )  # fmt: skip
+    config = model.config
+    assert (config.hidden_dropout_prob, config.num_hidden_layers, config.hidden_act) == (0.0, 1, "relu")
+    assert config.mask_code_point == 0xE000 == build_tokenizer(model, 128).mask_token_id
+    for wrong in (
+        "layers=1",
+        "num_hidden_layers",
+        "num_hidden_layers=many",
+        "hidden_size=100",
+        "hidden_act=none",
+        "vocab_size=64",
+    ):
+        with pytest.raises(UserError, match="--config_overrides"):
+            build_model(ModelArguments(model_size="tiny", config_overrides=wrong))
+
+
+def test_what_is_no_canine_is_refused(tmp_path, model):
+    with pytest.raises(UserError, match="there is no model folder"):
+        load_model(str(tmp_path / "missing"))
+    with pytest.raises(UserError, match="(?s)cannot load the model 'some/model'.*--model_size"):
+        load_model("some/model")
+    (tmp_path / "bert").mkdir()
+    (tmp_path / "bert" / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(UserError, match="is a bert model, not CANINE"):
+        load_model(str(tmp_path / "bert"))
+    model.save_pretrained(tmp_path / "ours")
+    shutil.copy(tmp_path / "bert" / "config.json", tmp_path / "empty.json")
+    (tmp_path / "ours" / "model.safetensors").write_bytes(b"torn")
+    with pytest.raises(UserError, match="cannot load the model"):
+        load_model(str(tmp_path / "ours"))
+
+
+def test_a_trained_model_is_continued_with_its_head(tmp_path, model):
+    model.save_pretrained(tmp_path / "ours")
+    again = load_model(str(tmp_path / "ours"))
+    assert isinstance(again, DomainCanineForMaskedLM)
+    assert torch.equal(again.lm_head.decoder.weight, model.lm_head.decoder.weight)

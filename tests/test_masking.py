@@ -1,0 +1,202 @@
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from domain_canine import hashing
+from domain_canine.masking import IGNORED, NAME_CHARACTERS, DataCollatorForCodePointMasking
+from domain_canine.tokenization_domain_canine import CLS, MASK, PAD, SEP
+
+
+def features(*names: str) -> list[dict]:
+    return [{"input_ids": [CLS, *map(ord, name), SEP]} for name in names]
+
+
+def many(collator, length: int = 20, rows: int = 5_000, epoch: int = 0):
+    """Rows of the letter q, masked."""
+    ids = np.full((rows, length + 2), ord("q"))
+    ids[:, 0], ids[:, -1] = CLS, SEP
+    return collator.collate(ids, np.full(rows, length + 2), np.arange(rows), epoch)
+
+
+def shown(batch) -> torch.Tensor:
+    """What stands at the targets, (targets,)."""
+    return batch["input_ids"].gather(1, batch["masked_positions"])[batch["labels"] != IGNORED]
+
+
+def test_a_batch_by_hand():
+    batch = DataCollatorForCodePointMasking(fraction=1.0, mask_replace_prob=1.0, random_replace_prob=0.0)(
+        features("ab", "c")
+    )
+    assert batch["input_ids"].tolist() == [[CLS, MASK, MASK, SEP], [CLS, MASK, SEP, PAD]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 1, 0]]
+    assert batch["masked_positions"].tolist() == [[1, 2], [1, 0]]
+    assert batch["labels"].tolist() == [[97, 98], [99, IGNORED]]
+    assert sorted(batch) == ["attention_mask", "input_ids", "labels", "masked_positions"]
+
+
+def test_only_names_characters_are_masked_and_every_name_has_a_target():
+    names = ["a.de", "x.y", "münchen.de", "a[b]c.com", "abcdefghijklmnopqrstuvwxyz.com"]
+    collator = DataCollatorForCodePointMasking(fraction=0.5)
+    for collator.epoch in range(50):
+        batch = collator(features(*names))
+        target = batch["labels"] != IGNORED
+        assert target.any(1).all()
+        for name, positions, wanted, labels in zip(names, batch["masked_positions"], target, batch["labels"]):
+            for position, label in zip(positions[wanted].tolist(), labels[wanted].tolist()):
+                assert 1 <= position <= len(name) and label == ord(name[position - 1]) < 128
+    # Special code points inside a text are left alone, too.
+    inside = [{"input_ids": [CLS, 97, SEP, CLS, MASK, PAD, 98, SEP]}]
+    for collator.epoch in range(50):
+        batch = collator(inside)
+        assert set(batch["masked_positions"][batch["labels"] != IGNORED].tolist()) <= {1, 6}
+
+
+def test_without_a_frame_position_0_can_be_a_target():
+    collator = DataCollatorForCodePointMasking(mask_replace_prob=1.0, random_replace_prob=0.0, fraction=0.5)
+    seen = set()
+    for collator.epoch in range(40):
+        batch = collator([{"input_ids": [97, 98]}, {"input_ids": list(range(97, 107))}])
+        target = batch["labels"] != IGNORED
+        assert (shown(batch) == MASK).all()
+        assert (batch["input_ids"] == MASK).sum() == target.sum()
+        seen |= set(batch["masked_positions"][0][target[0]].tolist())
+    assert seen == {0, 1}
+
+
+def test_fifteen_percent_of_the_characters():
+    batch = many(DataCollatorForCodePointMasking())
+    share = (batch["labels"] != IGNORED).sum().item() / (5_000 * 20)
+    assert abs(share - 0.15) < 0.003
+    counts = (batch["labels"] != IGNORED).sum(1)
+    assert set(counts.tolist()) == {3}  # 0.15 x 20 exactly
+    counts = (many(DataCollatorForCodePointMasking(), length=13)["labels"] != IGNORED).sum(1).float()
+    assert set(counts.tolist()) == {1.0, 2.0} and abs(counts.mean() - 1.95) < 0.02
+
+
+def test_positions_are_uniform():
+    batch = many(DataCollatorForCodePointMasking(), rows=20_000)
+    counts = torch.bincount(batch["masked_positions"].flatten(), minlength=22)[1:21]
+    expected = 20_000 * 3 / 20
+    assert ((counts - expected).abs() < 5 * math.sqrt(expected)).all()
+    assert counts.sum() == 60_000
+
+
+def test_eighty_ten_ten():
+    batch = many(DataCollatorForCodePointMasking(), rows=20_000)
+    found = shown(batch)
+    masked, kept = (found == MASK).float().mean(), (found == ord("q")).float().mean()
+    assert abs(masked - 0.8) < 0.01
+    assert abs(kept - (0.1 + 0.1 / 37)) < 0.01
+    others = set(found[found != MASK].tolist())
+    assert others == {ord(character) for character in NAME_CHARACTERS}
+
+
+def test_masks_only_and_all_kept():
+    only = many(DataCollatorForCodePointMasking(mask_replace_prob=1.0, random_replace_prob=0.0))
+    assert (shown(only) == MASK).all()
+    kept = many(DataCollatorForCodePointMasking(mask_replace_prob=0.0, random_replace_prob=0.0))
+    assert (kept["input_ids"][:, 1:-1] == ord("q")).all()
+    other = many(DataCollatorForCodePointMasking(mask_replace_prob=1.0, random_replace_prob=0.0, mask_code_point=CLS))
+    assert (shown(other) == CLS).all()
+
+
+def test_masks_depend_on_name_epoch_and_seed_alone():
+    collator = DataCollatorForCodePointMasking()
+    whole = many(collator)
+    ids = np.full((3, 30), PAD)
+    ids[:, 0], ids[:, 1:21], ids[:, 21] = CLS, ord("q"), SEP
+    part = collator.collate(ids, np.full(3, 22), np.array([17, 4_000, 3]), 0)
+    for row, name in enumerate((17, 4_000, 3)):
+        assert torch.equal(part["masked_positions"][row], whole["masked_positions"][name])
+        assert torch.equal(part["input_ids"][row, :22], whole["input_ids"][name])
+    assert not torch.equal(many(collator, epoch=1)["masked_positions"], whole["masked_positions"])
+    assert not torch.equal(many(DataCollatorForCodePointMasking(seed=1))["masked_positions"], whole["masked_positions"])
+
+
+def test_every_run_evaluates_the_same_question():
+    """15%, masks only, from a fixed seed: figures of runs with other masking and seeds compare."""
+    one = DataCollatorForCodePointMasking(fraction=0.3, seed=7, span_length=2).for_evaluation()
+    other = DataCollatorForCodePointMasking(mask_replace_prob=0.5).for_evaluation()
+    assert one == other
+    batch = many(one, epoch=one.epoch)
+    assert (shown(batch) == MASK).all()
+    assert (batch["labels"] != IGNORED).sum() == 5_000 * 3
+
+
+def test_spans_are_runs():
+    batch = many(DataCollatorForCodePointMasking(fraction=0.3, span_length=3), rows=2_000)
+    positions = batch["masked_positions"].numpy()
+    assert positions.shape[1] == 7 and (batch["labels"][:, :6] != IGNORED).all()
+    runs = [len(np.split(row, np.flatnonzero(np.diff(row) > 1) + 1)) for row in positions[:, :6]]
+    single = many(DataCollatorForCodePointMasking(fraction=0.3), rows=2_000)["masked_positions"].numpy()
+    single_runs = [len(np.split(row, np.flatnonzero(np.diff(row) > 1) + 1)) for row in single[:, :6]]
+    assert np.mean(runs) < 2.6 < 4 < np.mean(single_runs)
+    counts = np.bincount(positions[:, :6].ravel(), minlength=22)[1:21]
+    assert counts.min() > 0.6 * counts.mean()
+
+
+def test_any_order_masks_any_number_and_weights_it():
+    collator = DataCollatorForCodePointMasking(objective="any_order")
+    batch = many(collator, length=10, rows=20_000)
+    masked = (batch["labels"] != IGNORED).sum(1)
+    counts = torch.bincount(masked, minlength=11)
+    assert counts[0] == 0 and ((counts[1:] - 2_000).abs() < 5 * math.sqrt(2_000)).all()
+    assert torch.allclose(batch["loss_weights"], 10 / masked)
+    assert (shown(batch) == MASK).all()
+
+
+def test_any_order_loss_is_the_mean_over_all_orders():
+    """The expected weighted loss of a name of 4 characters against the exact sum over its 24 orders.
+
+    The model is any function of (masked string, position); revealing in order s costs the sum over t of
+    nats(position s_t | characters s_t .. s_4 masked). Both sides are sums over the same 32 (mask, position) pairs.
+    """
+    n = 4
+    generator = torch.Generator().manual_seed(3)
+    nats = {
+        (mask, position): torch.rand((), generator=generator).item()
+        for size in range(1, n + 1)
+        for mask in itertools.combinations(range(n), size)
+        for position in mask
+    }
+    exact = np.mean([
+        sum(nats[tuple(sorted(order[t:])), order[t]] for t in range(n)) for order in itertools.permutations(range(n))
+    ])  # fmt: skip
+    # Expected over the collator's own draws: k uniform, the subset uniform, weight n / k.
+    batch = many(DataCollatorForCodePointMasking(objective="any_order"), length=n, rows=400_000)
+    masked = [tuple(p - 1 for p, label in zip(row, labels) if label != IGNORED)
+              for row, labels in zip(batch["masked_positions"].tolist(), batch["labels"].tolist())]  # fmt: skip
+    losses = {mask: n / len(mask) * sum(nats[mask, position] for position in mask) for mask in set(masked)}
+    drawn = np.array([losses[mask] for mask in masked])
+    assert len(losses) == 15
+    weights = np.array([n / len(mask) for mask in masked])
+    assert np.allclose(batch["loss_weights"].numpy(), weights)
+    assert abs(drawn.mean() - exact) < 5 * drawn.std() / math.sqrt(len(drawn)) < 0.02
+    # And in closed form, without sampling noise: the same expectation over all subsets.
+    subsets = [mask for size in range(1, n + 1) for mask in itertools.combinations(range(n), size)]
+    closed = sum(losses[mask] / n / math.comb(n, len(mask)) for mask in subsets)
+    assert closed == pytest.approx(exact, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"fraction": 0.0}, {"fraction": 1.5}, {"mask_replace_prob": 0.9, "random_replace_prob": 0.2}, {"span_length": 0}],
+)
+def test_wrong_settings_are_refused(wrong):
+    with pytest.raises(ValueError, match=str(next(iter(wrong.values())))):
+        DataCollatorForCodePointMasking(**wrong)
+
+
+def test_hashes_are_pinned():
+    """Splits, orders and masks of existing runs rest on these values."""
+    assert [int(x) for x in hashing.mix(np.arange(3))] == [
+        16294208416658607535, 10451216379200822465, 10905525725756348110,
+    ]  # fmt: skip
+    characters = np.frombuffer(b"example.com", dtype=np.uint8)[None]
+    name_hash = hashing.hash_names(characters, np.array([11]))
+    padded = np.pad(characters, ((0, 0), (0, 9)), constant_values=7)
+    assert hashing.hash_names(padded, np.array([11])) == name_hash
+    assert int(name_hash[0]) == 0

@@ -1,0 +1,216 @@
+"""The contracts of the model: parity with stock CANINE, and outputs that do not depend on padding or batch mates."""
+
+import pytest
+import torch
+from conftest import SMALL
+from transformers import CanineConfig, CanineModel
+
+from domain_canine import DomainCanineForMaskedLM, DomainCanineForSequenceClassification, DomainCanineModel
+from domain_canine.pretrained import load_model
+from domain_canine.tokenization_domain_canine import CLS, SEP
+
+TOLERANCE = 1e-4
+
+
+def random_names(*lengths: int) -> torch.Tensor:
+    """Framed random letters, (B, longest + 2), padded with 0."""
+    ids = torch.zeros(len(lengths), max(lengths) + 2, dtype=torch.long)
+    for row, length in zip(ids, lengths):
+        row[0], row[length + 1] = CLS, SEP
+        row[1 : length + 1] = torch.randint(97, 123, (length,))
+    return ids
+
+
+def padded_safely(ids: torch.Tensor) -> torch.Tensor:
+    """As much padding as makes stock CANINE's outputs settle."""
+    length = 4 * ((ids.shape[1] + 5) // 4) + 4
+    return torch.nn.functional.pad(ids, (0, length - ids.shape[1]))
+
+
+@pytest.fixture
+def stock(tmp_path):
+    model = CanineModel(CanineConfig(**SMALL)).eval()
+    model.save_pretrained(tmp_path / "stock")
+    return model
+
+
+@pytest.fixture
+def ours(stock, tmp_path):
+    model, loaded = DomainCanineModel.from_pretrained(tmp_path / "stock", output_loading_info=True)
+    assert not loaded["missing_keys"] and not loaded["unexpected_keys"] and not loaded["mismatched_keys"]
+    return model.eval()
+
+
+# 125 and 126 letters (127 and 128 code points) are left out: stock has no padding-independent answer there.
+@pytest.mark.parametrize("lengths", [(1, 2), (3, 4), (5, 6), (7, 16), (13, 40), (100, 124), (130, 20), (253, 200)])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_parity_with_stock_canine(stock, ours, lengths, attention):
+    ids = random_names(*lengths)
+    safe = padded_safely(ids)
+    ours.set_attn_implementation(attention)
+    with torch.no_grad():
+        expected = stock(safe, attention_mask=(safe != 0).float())
+        found = ours(ids)
+    real = ids != 0
+    assert (expected.last_hidden_state[:, : ids.shape[1]] - found.last_hidden_state)[real].abs().max() <= TOLERANCE
+    assert (expected.pooler_output - found.pooler_output).abs().max() <= TOLERANCE
+
+
+def test_parity_of_the_full_configuration():
+    stock = CanineModel(CanineConfig()).eval()
+    ours = DomainCanineModel(DomainCanineForMaskedLM.config_class()).eval()
+    ours.load_state_dict(stock.state_dict())
+    ids = random_names(9, 30)
+    safe = padded_safely(ids)
+    with torch.no_grad():
+        expected = stock(safe, attention_mask=(safe != 0).float()).last_hidden_state[:, : ids.shape[1]]
+        found = ours(ids).last_hidden_state
+    assert (expected - found)[ids != 0].abs().max() <= TOLERANCE
+
+
+def test_gradients_match_stock_canine(stock, ours):
+    ids = random_names(12, 5, 21)
+    safe = padded_safely(ids)
+    real = (ids != 0)[..., None]
+    weight = torch.randn(SMALL["hidden_size"])
+    expected = stock(safe, attention_mask=(safe != 0).float()).last_hidden_state[:, : ids.shape[1]]
+    (expected * real * weight).sum().backward()
+    (ours(ids).last_hidden_state * real * weight).sum().backward()
+    theirs = dict(stock.named_parameters())
+    for name, parameter in ours.named_parameters():
+        if "pooler" not in name:
+            scale = max(1.0, theirs[name].grad.abs().max().item())
+            assert (parameter.grad - theirs[name].grad).abs().max() <= TOLERANCE * scale, name
+
+
+@pytest.mark.parametrize("length", [1, 2, 4, 5, 13, 62, 123, 124, 125, 126, 127, 128, 129, 251, 253])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_outputs_depend_on_neither_padding_nor_batch_mates(model, length, attention):
+    model.set_attn_implementation(attention)
+    ids = random_names(length)
+    short, longer = random_names(length, 60)[1:], random_names(255)
+    with torch.no_grad():
+        alone = model(ids).logits[0]
+        for mates in (short, longer):
+            width = max(mates.shape[1], ids.shape[1])
+            rows = [torch.nn.functional.pad(each, (0, width - each.shape[1])) for each in (ids, mates)]
+            batch = torch.cat(rows)
+            assert (model(batch).logits[0, : length + 2] - alone).abs().max() <= TOLERANCE
+            assert (
+                model(batch, attention_mask=(batch != 0).long()).logits[0, : length + 2] - alone
+            ).abs().max() <= TOLERANCE
+        for extra in (1, 2, 3, 4, 128 - length):
+            if extra > 0:
+                wide = torch.nn.functional.pad(ids, (0, extra))
+                assert (model(wide).logits[0, : length + 2] - alone).abs().max() <= TOLERANCE
+
+
+def test_masked_positions_give_the_same_logits_as_all_positions(model):
+    ids = random_names(9, 14)
+    positions = torch.tensor([[1, 5, 9], [2, 14, 0]])
+    with torch.no_grad():
+        everywhere = model(ids).logits
+        there = model(ids, masked_positions=positions).logits
+    assert there.shape == (2, 3, 128)
+    assert (there - everywhere.gather(1, positions[..., None].expand(-1, -1, 128))).abs().max() <= TOLERANCE
+
+
+def test_loss_is_the_mean_over_targets(model):
+    ids = random_names(9, 14)
+    positions, labels = torch.tensor([[1, 5], [2, 0]]), torch.tensor([[97, 98], [99, -100]])
+    dense = torch.full(ids.shape, -100)
+    dense[0, 1], dense[0, 5], dense[1, 2] = 97, 98, 99
+    with torch.no_grad():
+        logits = model(ids).logits.log_softmax(-1)
+        by_hand = -(logits[0, 1, 97] + logits[0, 5, 98] + logits[1, 2, 99])
+        sparse = model(ids, masked_positions=positions, labels=labels)
+        assert torch.allclose(sparse.loss, by_hand / 3, atol=1e-5)
+        assert torch.allclose(model(ids, labels=dense).loss, by_hand / 3, atol=1e-5)
+        assert torch.allclose(model(ids, labels=dense, num_items_in_batch=10).loss, by_hand / 10, atol=1e-5)
+        weights = torch.tensor([2.0, 5.0])
+        weighted = -(2 * logits[0, 1, 97] + 2 * logits[0, 5, 98] + 5 * logits[1, 2, 99]) / 9
+        loss = model(ids, masked_positions=positions, labels=labels, loss_weights=weights).loss
+        assert torch.allclose(loss, weighted, atol=1e-5)
+        empty = model(ids, masked_positions=positions, labels=torch.full_like(labels, -100))
+        assert empty.loss == 0
+
+
+def test_code_points_beyond_the_classes_are_inputs(model):
+    ids = random_names(6)
+    ids[0, 3] = 0x10FFFF
+    assert model(ids).logits.isfinite().all()
+
+
+def test_a_name_of_padding_alone_gives_no_nan(model):
+    ids = torch.cat([random_names(6), torch.zeros(1, 8, dtype=torch.long)])
+    loss = model(ids, labels=torch.where(ids == 97, ids, -100)).loss
+    loss.backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_a_stock_checkpoint_leaves_only_its_pooler_and_the_head_over(stock, tmp_path):
+    model, loaded = DomainCanineForMaskedLM.from_pretrained(tmp_path / "stock", output_loading_info=True)
+    assert set(loaded["unexpected_keys"]) == {"pooler.dense.weight", "pooler.dense.bias"}
+    assert loaded["missing_keys"] and all(key.startswith("lm_head.") for key in loaded["missing_keys"])
+    theirs = stock.state_dict()
+    for name, weight in model.canine.state_dict().items():
+        assert torch.equal(weight, theirs[name]), name
+    assert torch.equal(
+        load_model(str(tmp_path / "stock")).canine.projection.conv.weight, theirs["projection.conv.weight"]
+    )
+
+
+def test_outputs_as_users_of_transformers_expect(model):
+    ids = random_names(9)
+    out = model(ids, output_hidden_states=True)
+    assert len(out.hidden_states) == 2 + (SMALL["num_hidden_layers"] + 1) + 2 and out.attentions is None
+    assert isinstance(model(ids, return_dict=False), tuple)
+    with pytest.raises(ValueError, match="eager"):
+        model(ids, output_attentions=True)
+    model.set_attn_implementation("eager")
+    assert len(model(ids, output_attentions=True).attentions) == SMALL["num_hidden_layers"] + 2
+
+
+def test_embeddings_can_stand_for_code_points(model):
+    ids = random_names(9)
+    embeddings = model.canine.char_embeddings.code_points(ids)
+    assert torch.allclose(model(inputs_embeds=embeddings).logits, model(ids).logits, atol=1e-5)
+    with pytest.raises(ValueError, match="either"):
+        model(ids, inputs_embeds=embeddings)
+
+
+def test_gradient_checkpointing_changes_nothing(model):
+    model.train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    model.config.attention_probs_dropout_prob = 0.0
+    ids = random_names(9, 5)
+    labels = torch.where(ids == 0, -100, ids.clamp(max=127))
+    gradients = []
+    for checkpointing in (False, True):
+        model.zero_grad()
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+        model(ids, labels=labels).loss.backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+    assert torch.allclose(*gradients, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("labels_of", "labels"),
+    [(3, torch.tensor([0, 2])), (1, torch.tensor([0.5, -1.0])), (3, torch.tensor([[1.0, 0, 1], [0, 0, 1.0]]))],
+)
+def test_classifier_matches_stock(stock, tmp_path, labels_of, labels):
+    from transformers import CanineForSequenceClassification
+
+    theirs = CanineForSequenceClassification.from_pretrained(tmp_path / "stock", num_labels=labels_of).eval()
+    ours = DomainCanineForSequenceClassification.from_pretrained(tmp_path / "stock", num_labels=labels_of).eval()
+    ours.load_state_dict(theirs.state_dict())
+    ids = random_names(9, 12)
+    safe = padded_safely(ids)
+    with torch.no_grad():
+        expected = theirs(safe, attention_mask=(safe != 0).long(), labels=labels)
+        found = ours(ids, labels=labels)
+    assert torch.allclose(expected.logits, found.logits, atol=TOLERANCE)
+    assert torch.allclose(expected.loss, found.loss, atol=TOLERANCE)

@@ -1,0 +1,85 @@
+import numpy as np
+import pytest
+
+from domain_canine.sampling import WINDOW, BatchPlan, MicroStepSampler, Permutation
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 7, 8, 9, 31, 32, 33, 127, 1000, 1023, 1024, 1025, 104_729])
+def test_permutation_is_a_bijection(size):
+    permutation = Permutation(size, seed=5)
+    values = permutation(np.arange(size))
+    assert np.array_equal(np.sort(values), np.arange(size))
+    # Any part of it is found without the rest.
+    assert np.array_equal(permutation(np.arange(size)[::-3]), values[::-3])
+
+
+def test_permutation_looks_random():
+    size = 100_000
+    values = Permutation(size, seed=1)(np.arange(size))
+    assert abs(np.corrcoef(np.arange(size), values)[0, 1]) < 0.02
+    assert abs((np.diff(values) > 0).mean() - 0.5) < 0.01
+    assert (values == Permutation(size, seed=2)(np.arange(size))).mean() < 0.001
+
+
+def lengths_of(count: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(4, 40, count).astype(np.uint8)
+
+
+@pytest.mark.parametrize("count", [1, 15, 16, 17, 100, 16 * WINDOW, 16 * WINDOW + 5, 5_000])
+@pytest.mark.parametrize(("micro_steps", "ranks"), [(1, 1), (2, 1), (1, 3), (4, 8)])
+def test_an_epoch_is_every_row_once(count, micro_steps, ranks):
+    plan = BatchPlan(lengths_of(count), 16, micro_steps, seed=3)
+    assert plan.steps == -(-count // 16)
+    rows = np.concatenate([
+        plan.rows(2, step, micro, rank, ranks)
+        for step in range(plan.steps) for micro in range(micro_steps) for rank in range(ranks)
+    ])  # fmt: skip
+    assert np.array_equal(np.sort(rows), np.arange(count))
+
+
+def test_steps_do_not_depend_on_processes_or_accumulation():
+    lengths = lengths_of(3_000)
+    one = BatchPlan(lengths, 64, 1, seed=3)
+    other = BatchPlan(lengths, 64, 8, seed=3)
+    for step in range(one.steps):
+        dealt = [other.rows(0, step, micro, rank, 2) for micro in range(8) for rank in range(2)]
+        assert np.array_equal(np.sort(np.concatenate(dealt)), np.sort(one.rows(0, step)))
+        sizes = [len(share) for share in dealt]
+        assert max(sizes) - min(sizes) <= (0 if step < one.steps - 1 else 2)
+
+
+def test_a_jump_finds_what_walking_finds():
+    walked, jumped = BatchPlan(lengths_of(9_000), 16, seed=1), BatchPlan(lengths_of(9_000), 16, seed=1)
+    every = [walked.rows(1, step) for step in range(walked.steps)]
+    for step in (walked.steps - 1, 300, 0, 77, 562):
+        assert np.array_equal(jumped.rows(1, step), every[step])
+
+
+def test_epochs_and_seeds_differ_and_repeat():
+    plan = BatchPlan(lengths_of(1_000), 16, seed=1)
+    assert np.array_equal(plan.rows(0, 5), BatchPlan(lengths_of(1_000), 16, seed=1).rows(0, 5))
+    assert not np.array_equal(plan.rows(0, 5), plan.rows(1, 5))
+    assert not np.array_equal(plan.rows(0, 5), BatchPlan(lengths_of(1_000), 16, seed=2).rows(0, 5))
+
+
+def test_names_of_like_length_meet_in_no_order_of_length():
+    lengths = lengths_of(20_000)
+    plan = BatchPlan(lengths, 64, seed=1)
+    batches = [lengths[plan.rows(0, step)] for step in range(plan.steps - 1)]
+    spread = np.mean([int(batch.max()) - int(batch.min()) for batch in batches])
+    assert spread < 2  # of 36 without sorting
+    means = np.array([batch.mean() for batch in batches])
+    assert abs(np.corrcoef(np.arange(len(means)), means)[0, 1]) < 0.2
+
+
+def test_evaluation_is_in_order_and_complete():
+    plan = BatchPlan(lengths_of(1_000), 16, shuffle=False)
+    assert np.array_equal(np.sort(plan.rows(0, 0)), np.sort(plan.rows(5, 0)))
+    with pytest.raises(IndexError):
+        plan.rows(0, plan.steps)
+
+
+def test_sampler_yields_epoch_and_micro_step():
+    sampler = MicroStepSampler(3)
+    sampler.set_epoch(4)
+    assert list(sampler) == [[(4, 0)], [(4, 1)], [(4, 2)]] and len(sampler) == 3
