@@ -18,7 +18,7 @@ install: .venv/installed
 # quick start's own and made anew.
 quickstart: install
 	rm -rf runs/quickstart
-	$(BIN)/accelerate launch --quiet --config_file accelerate_configs/cpu.yaml run_mlm_domains.py \
+	OMP_NUM_THREADS=$$(getconf _NPROCESSORS_ONLN) $(BIN)/accelerate launch --quiet --config_file accelerate_configs/cpu.yaml run_mlm_domains.py \
 	  --model_size tiny --dataset sample --output_dir runs/quickstart \
 	  --epochs 2 --batch_size 128 --learning_rate 2e-3 --warmup_steps 20
 	$(BIN)/python -m domain_canine fill runs/quickstart 'free?hop.com' 'exam[MASK]le.net' 'c??sulting.de'

@@ -59,7 +59,7 @@ class ModelArguments:
         f"CANINE checkpoint to continue: a Hub id or a local folder; {DEFAULT_MODEL} unless --model_size is given.",
     )
     model_size: Literal["tiny", "small", "base"] | None = flag(
-        None, "Start from random weights, in this size (1.7 M, 4.8 M, 132 M parameters), instead of a checkpoint."
+        None, "Start from random weights, in this size (1.7 M, 6.6 M, 132 M parameters), instead of a checkpoint."
     )
     config_overrides: str | None = flag(
         None, "Changes to the configuration of a --model_size: name=value, separated by commas."

@@ -27,6 +27,7 @@ RANGES = (
     "idna>=3.7",
     "PyYAML>=6",
     "tqdm>=4.66",
+    "requests>=2.31",
 )
 OPTIONAL = {"wandb": "--use_wandb", "evaluate": "the metric module"}
 FREE_GB = 5  # three checkpoints and the best of the base size take 1.6 GB each

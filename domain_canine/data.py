@@ -64,23 +64,7 @@ def _local(data, args, collator):
         evaluation=True,
         **place,
     )
-    counts = corpus.counts
-    told = ", ".join(f"{reason.replace('_', ' ')} {count:,}" for reason, count in counts.items() if count)
-    rows = [("data", corpus.description), ("lines", told)]
-    rows += [
-        ("", f"not used, line {line}: {text!r} ({reason.replace('_', ' ')})") for line, text, reason in corpus.rejects
-    ]
-    rows.append(
-        (
-            "names",
-            f"{len(train):,} to train on, {len(validation):,} for validation ({data.validation_split:.0%} by hash)",
-        )
-    )
-    if counts["kept"] < SMALL and data.num_samples is None:
-        rows.append(
-            ("warning", f"fewer than {SMALL:,} names: enough for a trial, too few to learn the language of names")
-        )
-    return train, validation, rows
+    return train, validation, _table(corpus, len(train), len(validation), data)
 
 
 def _stream(data, args, collator):
@@ -117,3 +101,16 @@ def _stream(data, args, collator):
         ("names", f"{f'about {names:,}' if names else 'unknown number'}; {len(validation):,} for validation"),
     ]
     return train, validation, rows
+
+
+def _table(corpus, train: int, validation: int, data) -> list[tuple[str, str]]:
+    """What became of every line."""
+    counts = corpus.counts
+    told = ", ".join(f"{why.replace('_', ' ')} {n:,}" for why, n in counts.items() if n and why != "lines")
+    rows = [("data", corpus.description), ("lines", f"{counts['lines']:,}: {told}")]
+    rows += [("", f"not used, line {line}: {text!r} ({why.replace('_', ' ')})") for line, text, why in corpus.rejects]
+    share = f"{data.validation_split:.0%} by hash"
+    rows.append(("names", f"{train:,} to train on, {validation:,} for validation ({share})"))
+    if counts["kept"] < SMALL and data.num_samples is None:
+        rows.append(("warning", f"under {SMALL:,} names: fit for a trial, too few to learn the language of names"))
+    return rows

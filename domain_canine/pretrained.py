@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 
+from safetensors import SafetensorError
 from transformers import CanineConfig
 
 from . import hub
@@ -47,7 +48,7 @@ def build_model(arguments: ModelArguments) -> DomainCanineForMaskedLM:
             config = DomainCanineConfig(**{**SIZES[arguments.model_size], **overrides}, mask_code_point=mask)
             _check_shape(config)
             model = DomainCanineForMaskedLM(config)
-        except (ValueError, TypeError, RuntimeError) as error:
+        except (ValueError, TypeError, RuntimeError, KeyError) as error:
             raise UserError(f"--config_overrides {arguments.config_overrides}: {error}") from error
     else:
         model = load_model(arguments.model_name_or_path or DEFAULT_MODEL)
@@ -74,7 +75,7 @@ def load_model(name: str, cls=DomainCanineForMaskedLM):
             raise UserError(f"{name!r} is a {told.get('model_type')} model, not CANINE; try {DEFAULT_MODEL}")
         with _quiet_loading():
             model, loaded = cls.from_pretrained(name, output_loading_info=True)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(
             f"cannot load the model {name!r}: {str(error).strip().splitlines()[0]}\n  Check the name and the network "
             "(and HF_HUB_OFFLINE), give a local folder with --model_name_or_path, or start from random weights with "

@@ -1,5 +1,6 @@
 """Before the first step: quiet libraries, W&B without a prompt, and the table that says what will happen."""
 
+import importlib.util
 import logging
 import math
 import os
@@ -8,6 +9,7 @@ import warnings
 from pathlib import Path
 
 import torch
+from requests.utils import get_netrc_auth
 from transformers import set_seed
 from transformers.trainer_utils import enable_full_determinism
 from transformers.utils import logging as transformers_logging
@@ -47,13 +49,15 @@ def prepare(args: DomainTrainingArguments) -> str | None:
 
 def _prepare_wandb(args) -> None:
     """Log to the project of ``--project``; offline, and said so, where nobody is logged in. It never asks."""
-    try:
-        import wandb
-    except ImportError as error:
-        raise UserError("--use_wandb needs the package wandb: pip install wandb") from error
+    if importlib.util.find_spec("wandb") is None:
+        raise UserError("--use_wandb needs the package wandb: pip install wandb")
     os.environ.setdefault("WANDB_PROJECT", args.project)
     os.environ.setdefault("WANDB_SILENT", "true")
-    if "WANDB_MODE" not in os.environ and not wandb.api.api_key:
+    # Found out without importing wandb, which reads its mode then and asks for a key later.
+    host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
+    keys = ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")
+    login = any(map(os.environ.get, keys)) or get_netrc_auth(host) is not None
+    if "WANDB_MODE" not in os.environ and not login:
         os.environ["WANDB_MODE"] = "offline"
         if args.process_index == 0:
             print("W&B: no login found, logging offline; 'wandb sync' uploads it later", file=sys.stderr)

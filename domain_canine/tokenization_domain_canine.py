@@ -40,6 +40,8 @@ class DomainCanineTokenizer(PreTrainedTokenizer):
         super().__init__(
             vocab_size=vocab_size, mask_code_point=mask_code_point, model_max_length=model_max_length, **kwargs
         )
+        # Where two special names share a code point (a mask of U+E000), the base class would know but one of them.
+        self._update_trie(list(self._special))
 
     @property
     def vocab_size(self) -> int:

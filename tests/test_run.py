@@ -2,6 +2,7 @@
 
 import json
 import os
+import pty
 import re
 import subprocess
 import sys
@@ -20,8 +21,28 @@ def launch(*arguments, script="run_mlm_domains.py", **environment):
     return subprocess.run(
         [BIN / "accelerate", "launch", "--quiet", "--config_file", ROOT / "accelerate_configs" / "cpu.yaml", ROOT / script,
          *map(str, arguments)],
-        capture_output=True, text=True, cwd=ROOT, env=os.environ | environment,
+        # With the threads set, accelerate has no default to tell of.
+        capture_output=True, text=True, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "2"} | environment,
     )  # fmt: skip
+
+
+def launch_on_a_terminal(*arguments, **environment) -> str:
+    """As launch, with a pseudo-terminal for all three streams; what was shown on it."""
+    ours, theirs = pty.openpty()
+    command = [sys.executable, ROOT / "run_mlm_domains.py", "--use_cpu", *map(str, arguments)]
+    process = subprocess.Popen(
+        command, stdin=theirs, stdout=theirs, stderr=theirs, cwd=ROOT, env=os.environ | environment
+    )
+    os.close(theirs)
+    shown = b""
+    try:
+        while block := os.read(ours, 65536):
+            shown += block
+    except OSError:  # the other end is closed: Linux says so with EIO
+        pass
+    assert process.wait(timeout=120) == 0, shown.decode()
+    os.close(ours)
+    return shown.decode()
 
 
 def call_main(monkeypatch, *arguments) -> int:
@@ -48,7 +69,7 @@ def test_a_run_says_what_it_does_and_leaves_a_model(trained):
     said = done.stderr
     assert done.stdout == ""
     for part in ("random weights (tiny)", "mask U+E003", "kept 200", "bad character 1", "'bad name'", "1 x cpu, fp32",
-                 "32 names x 2 accumulated x 1 = 64 names a step", "fewer than 1,000,000", "learning rate 1e-05",
+                 "32 names x 2 accumulated x 1 = 64 names a step", "under 1,000,000 names", "learning rate 1e-05",
                  "names/s", "perplexity", "bits per character", "saved the best weights"):  # fmt: skip
         assert part in said, (part, said)
     assert "Warning" not in said and "Traceback" not in said and "[transformers]" not in said
@@ -83,17 +104,23 @@ def test_a_folder_with_a_run_is_not_overwritten_but_resumed(trained, monkeypatch
     assert (run / "model.safetensors").read_bytes() != weights
 
 
-def test_wandb_offline_never_asks(tmp_path, names_file):
+@pytest.mark.parametrize("terminal", [False, True])
+def test_wandb_offline_never_asks(tmp_path, names_file, terminal):
+    """Without a login it logs offline, on a terminal too, where it could ask."""
     environment = {
         "WANDB_DIR": str(tmp_path),
         "HOME": str(tmp_path),
         "WANDB_API_KEY": "",
         "NETRC": str(tmp_path / "none"),
     }
-    done = launch("--dataset", names_file, "--output_dir", tmp_path / "run", *QUICK, "--use_wandb", "--logging_steps", 1,
-                  **environment)  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert "logging offline" in done.stderr
+    arguments = ["--dataset", names_file, "--output_dir", tmp_path / "run", *QUICK, "--use_wandb", "--logging_steps", 1]
+    if terminal:
+        said = launch_on_a_terminal(*arguments, **environment)
+    else:
+        done = launch(*arguments, **environment)
+        said = done.stderr
+        assert done.returncode == 0, said
+    assert "logging offline" in said and "saved the best weights" in said
     log = next((tmp_path / "wandb").glob("offline-run-*/run-*.wandb")).read_bytes()
     for key in (b"train/loss", b"train/perplexity", b"train/learning_rate", b"eval/loss", b"train/global_step"):
         assert key in log

@@ -144,15 +144,24 @@ def test_checkpoints_are_written_with_steps_and_epochs_and_once_each(finished):
     assert Path(state["best_model_checkpoint"]) == run / "checkpoint-10"
 
 
-def test_the_best_checkpoint_outlives_rotation_and_becomes_the_final_model(tmp_path):
-    # With a learning rate that destroys the model, the first evaluation stays the best.
-    trainer = make_trainer(
-        tmp_path, num_train_epochs=6, learning_rate=0.5, warmup_steps=5, save_total_limit=2, early_stopping_patience=4
-    )
+@pytest.fixture
+def told_losses(monkeypatch):
+    """Make evaluations report these losses, one after the other."""
+
+    def tell(*losses):
+        told = iter(losses)
+        monkeypatch.setattr("domain_canine.trainer.figures", lambda sums: figures(sums) | {"loss": next(told)})
+
+    return tell
+
+
+def test_the_best_checkpoint_outlives_rotation_and_becomes_the_final_model(tmp_path, told_losses):
+    told_losses(3.0, 1.0, 2.0, 2.5, 2.0, 2.0)
+    trainer = make_trainer(tmp_path, num_train_epochs=6, save_total_limit=2, early_stopping_patience=5)
     trainer.train()
     best = f"checkpoint-{trainer.state.best_global_step}"
     kept = [path.name for path in checkpoints.whole_checkpoints(tmp_path)]
-    assert best in kept and len(kept) == 3 and kept[-1] == f"checkpoint-{trainer.state.global_step}"
+    assert kept == ["checkpoint-10", "checkpoint-25", "checkpoint-30"] and best == kept[0]
     trainer.save_final()
     final, chosen = load_file(tmp_path / "model.safetensors"), load_file(tmp_path / best / "model.safetensors")
     assert_equal(final, chosen)
@@ -163,15 +172,16 @@ def test_the_best_checkpoint_outlives_rotation_and_becomes_the_final_model(tmp_p
     assert trainer.best_metrics()["eval_loss"] == min(losses)
 
 
-def test_early_stopping_counts_evaluations_and_survives_a_resume(tmp_path):
-    options = {"num_train_epochs": 8, "learning_rate": 0.5, "warmup_steps": 5, "save_total_limit": None}
-    whole = make_trainer(tmp_path / "whole", early_stopping_patience=2, **options)
-    whole.train()
-    best = whole.state.best_global_step
-    assert whole.state.global_step == best + 10 < 40
-    resumed = make_trainer(tmp_path / "whole", early_stopping_patience=2, **options)
-    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{best + 5}"))
-    assert resumed.state.global_step == best + 10
+def test_early_stopping_counts_evaluations_and_survives_a_resume(tmp_path, told_losses):
+    options = {"num_train_epochs": 8, "save_total_limit": None, "early_stopping_patience": 3}
+    told_losses(2.0, 1.0, 1.5, 1.5, 1.5)
+    trainer = make_trainer(tmp_path, **options)
+    trainer.train()
+    assert trainer.state.global_step == 25  # three evaluations without gain after the second epoch
+    told_losses(1.5)
+    resumed = make_trainer(tmp_path, **options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-20"))
+    assert resumed.state.global_step == 25
 
 
 def test_evaluation_is_exact_and_repeats(finished):

@@ -1,0 +1,180 @@
+"""The building blocks of CANINE, with the parameter names and shapes of ``transformers.CanineModel``.
+
+Shapes as in ``modeling_domain_canine``: B names, S slots, M = S / 4 molecules, K masked positions, D width, H heads;
+N keys and Q queries of an attention.
+"""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers.activations import ACT2FN
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from .configuration_domain_canine import DomainCanineConfig
+
+# The multipliers of CANINE's hash functions; a fixed part of every checkpoint (upstream: modeling.py).
+HASH_PRIMES = (31, 43, 59, 61, 73, 97, 103, 113, 137, 149, 157, 173, 181, 193, 211, 223)
+
+
+class DomainCanineEmbeddings(nn.Module):
+    """Hash, position and token type embeddings of code points."""
+
+    def __init__(self, config: DomainCanineConfig):
+        super().__init__()
+        self.primes = HASH_PRIMES[: config.num_hash_functions]
+        self.buckets = config.num_hash_buckets
+        shard = config.hidden_size // config.num_hash_functions
+        for i in range(config.num_hash_functions):
+            self.add_module(f"HashBucketCodepointEmbedder_{i}", nn.Embedding(self.buckets, shard))
+        # As many positions as hash buckets: the upstream port sizes the table so, and checkpoints carry it.
+        self.char_position_embeddings = nn.Embedding(self.buckets, config.hidden_size)
+        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def code_points(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """(B, S) code points -> (B, S, D) hash embeddings, without position."""
+        shards = [
+            getattr(self, f"HashBucketCodepointEmbedder_{i}")((input_ids + 1) * prime % self.buckets)
+            for i, prime in enumerate(self.primes)
+        ]
+        return torch.cat(shards, dim=-1)
+
+    def forward(self, embeddings, token_type_ids, position_ids):
+        """Hash embeddings (B, S, D); token types and positions (1 or B, S) -> (B, S, D)."""
+        embeddings = (
+            embeddings + self.char_position_embeddings(position_ids) + self.token_type_embeddings(token_type_ids)
+        )
+        return self.dropout(self.LayerNorm(embeddings))
+
+
+class DomainCanineSelfAttention(nn.Module):
+    def __init__(self, config: DomainCanineConfig):
+        super().__init__()
+        self.config = config
+        self.heads = config.num_attention_heads
+        self.query = nn.Linear(config.hidden_size, config.hidden_size)
+        self.key = nn.Linear(config.hidden_size, config.hidden_size)
+        self.value = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, queries, keys, mask):
+        """Queries (B, Q, D) attend to keys (B, N, D) where mask (B, 1, 1, N) is True -> (B, Q, D), weights or None."""
+        query, key, value = (
+            linear(states).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for linear, states in ((self.query, queries), (self.key, keys), (self.value, keys))
+        )
+        dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
+        if self.config._attn_implementation == "eager":
+            scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
+            weights = scores.masked_fill(~mask, torch.finfo(scores.dtype).min).softmax(-1)
+            context = F.dropout(weights, dropout) @ value
+        else:
+            weights = None
+            context = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
+        return context.transpose(1, 2).flatten(2), weights
+
+
+class DomainCanineResidual(nn.Module):
+    """A linear layer, dropout, and the normalised sum with what came in (post-norm, as BERT)."""
+
+    def __init__(self, config: DomainCanineConfig, width: int):
+        super().__init__()
+        self.dense = nn.Linear(width, config.hidden_size)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, states, residual):
+        return self.LayerNorm(self.dropout(self.dense(states)) + residual)
+
+
+class DomainCanineLayer(GradientCheckpointingLayer):
+    """A Transformer layer; ``window`` cuts the sequence into blocks that attend within themselves."""
+
+    def __init__(self, config: DomainCanineConfig, window: int | None = None):
+        super().__init__()
+        self.window = window
+        self.attention = nn.ModuleDict(
+            {"self": DomainCanineSelfAttention(config), "output": DomainCanineResidual(config, config.hidden_size)}
+        )
+        self.intermediate = nn.ModuleDict({"dense": nn.Linear(config.hidden_size, config.intermediate_size)})
+        self.activation = ACT2FN[config.hidden_act]
+        self.output = DomainCanineResidual(config, config.intermediate_size)
+
+    def forward(self, states, mask, queries=None):
+        """States (B, N, D), mask (B, N) True where real, queries (B, Q, D) or all states -> (B, Q, D), weights."""
+        queries = states if queries is None else queries
+        if self.window is not None and states.shape[1] > self.window:
+            context, weights = self._windows(states, mask)
+        else:
+            context, weights = self.attention["self"](queries, states, _never_empty(mask)[:, None, None])
+        states = self.attention["output"](context, queries)
+        return self.output(self.activation(self.intermediate["dense"](states)), states), weights
+
+    def _windows(self, states, mask):
+        length, width = states.shape[1], self.window
+        padding = -length % width
+        states = F.pad(states, (0, 0, 0, padding)).unflatten(1, (-1, width)).flatten(0, 1)
+        mask = F.pad(mask, (0, padding)).unflatten(1, (-1, width)).flatten(0, 1)
+        context, weights = self.attention["self"](states, states, _never_empty(mask)[:, None, None])
+        # A window with no real key attends to nothing; stock CANINE averages its padding.
+        context = context * mask.any(1)[:, None, None]
+        return context.unflatten(0, (-1, (length + padding) // width)).flatten(1, 2)[:, :length], weights
+
+
+def _never_empty(mask: torch.Tensor) -> torch.Tensor:
+    """Rows with no True become all True: a softmax over nothing is NaN."""
+    return mask | ~mask.any(1, keepdim=True)
+
+
+class DomainCanineEncoder(nn.Module):
+    def __init__(self, config: DomainCanineConfig, layers: int, window: int | None = None):
+        super().__init__()
+        self.layer = nn.ModuleList(DomainCanineLayer(config, window) for _ in range(layers))
+
+    def forward(self, states, mask, trace, queries=None):
+        """States (B, N, D), mask (B, N) -> (B, N or Q, D); what each layer saw goes into ``trace`` if there is one."""
+        if trace is not None:
+            trace["hidden_states"] += (states,)
+        for layer in self.layer:
+            states, weights = layer(states, mask, queries)
+            if trace is not None:
+                trace["hidden_states"] += (states,)
+                trace["attentions"] += (weights,)
+        return states
+
+
+class CharactersToMolecules(nn.Module):
+    """Four characters become one molecule by a strided convolution; [CLS] goes before them on its own."""
+
+    def __init__(self, config: DomainCanineConfig):
+        super().__init__()
+        rate = config.downsampling_rate
+        self.conv = nn.Conv1d(config.hidden_size, config.hidden_size, kernel_size=rate, stride=rate)
+        self.activation = ACT2FN[config.hidden_act]
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(self, characters):
+        """(B, S, D) -> (B, M + 1, D). A convolution whose stride is its width is one linear layer, and faster so."""
+        weight = self.conv.weight.transpose(1, 2).flatten(1)
+        blocks = characters.unflatten(1, (-1, self.conv.kernel_size[0])).flatten(2)
+        molecules = self.activation(F.linear(blocks, weight, self.conv.bias))
+        return self.LayerNorm(torch.cat([characters[:, :1], molecules], dim=1))
+
+
+class MoleculesToCharacters(nn.Module):
+    """Projects each character with its molecule, over a window of one to the left and two to the right."""
+
+    def __init__(self, config: DomainCanineConfig):
+        super().__init__()
+        width = config.upsampling_kernel_size
+        self.conv = nn.Conv1d(2 * config.hidden_size, config.hidden_size, kernel_size=width)
+        self.padding = ((width - 1) // 2, width - 1 - (width - 1) // 2)
+        self.activation = ACT2FN[config.hidden_act]
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, characters, molecules):
+        """(B, S, D) characters and molecules, repeated -> (B, S, D)."""
+        both = torch.cat([characters, molecules], dim=-1).transpose(1, 2)
+        states = self.conv(F.pad(both, self.padding)).transpose(1, 2)
+        return self.dropout(self.LayerNorm(self.activation(states)))

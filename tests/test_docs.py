@@ -1,0 +1,103 @@
+"""README and docs say what the code does: commands parse, defaults are the code's, files exist."""
+
+import re
+import shlex
+
+import pytest
+from conftest import ROOT
+
+from domain_canine import cli
+from domain_canine.arguments import DataArguments, DomainTrainingArguments, ModelArguments, Parser
+
+DOCUMENTS = [ROOT / "README.md", ROOT / "CLAUDE.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def commands() -> list[list[str]]:
+    """Every command line in a bash block of the documents, continuation lines joined, comments dropped."""
+    found = []
+    for document in DOCUMENTS:
+        for block in re.findall(r"```bash\n(.*?)```", document.read_text(), re.S):
+            for line in block.replace("\\\n", " ").splitlines():
+                if words := shlex.split(line, comments=True):
+                    found.append(words)
+    return found
+
+
+def parser() -> Parser:
+    return Parser((ModelArguments, DataArguments, DomainTrainingArguments))
+
+
+def test_training_commands_parse():
+    lines = [words for words in commands() if "run_mlm_domains.py" in words]
+    assert len(lines) >= 6
+    for words in lines:
+        at = words.index("run_mlm_domains.py")
+        for config in [words[i + 1] for i, word in enumerate(words[:at]) if word == "--config_file"]:
+            assert (ROOT / config).is_file(), words
+        arguments = words[at + 1 :]
+        if not arguments or not arguments[0].endswith(".yaml"):
+            parser().parse(arguments)
+
+
+def test_other_commands_parse():
+    modules = [words[words.index("-m") + 1 :] for words in commands() if "-m" in words]
+    ours = [words for words in modules if words[0] == "domain_canine"]
+    assert {words[1] for words in ours} == {"check", "fill"}
+    for words in ours:
+        cli.build_parser().parse_args(words[1:])
+    for words in modules:
+        if words[0].startswith("benchmarks."):
+            assert (ROOT / (words[0].replace(".", "/") + ".py")).is_file()
+    targets = {words[1] for words in commands() if words[0] == "make"}
+    assert targets <= set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.M))
+
+
+def test_quoted_defaults_are_the_codes():
+    rows = re.findall(r"^\| `--(\w+)`.*? \| (.*?) \|", (ROOT / "README.md").read_text(), re.M)
+    assert len(rows) >= 15
+    model, data, args = parser().parse([])
+    for flag, quoted in rows:
+        owner = next(each for each in (model, data, args) if hasattr(each, flag))
+        value = getattr(owner, flag)
+        value = getattr(value, "value", value)
+        if flag == "model_name_or_path":
+            from domain_canine.arguments import DEFAULT_MODEL as value
+        if quoted.strip("`") in ("", "off", "all"):
+            assert value in (None, False), flag
+        else:
+            assert quoted.strip("`") == f"{value:g}" if isinstance(value, float) else str(value), (flag, quoted, value)
+
+
+def test_links_and_files_exist():
+    for document in DOCUMENTS:
+        text = document.read_text()
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
+            assert (document.parent / target).exists(), (document, target)
+    for name in re.findall(r"^\| (?:[^|]*)`(\w+\.py)`", (ROOT / "CLAUDE.md").read_text(), re.M):
+        assert (ROOT / name).exists() or (ROOT / "domain_canine" / name).exists(), name
+
+
+def test_python_examples_name_what_exists():
+    import transformers
+
+    for block in re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S):
+        for name in re.findall(r"^from transformers import (.*)$", block, re.M):
+            assert all(hasattr(transformers, each.strip()) for each in name.split(","))
+        compile(block, "README.md", "exec")
+
+
+def test_no_file_is_over_400_lines():
+    for path in [*ROOT.glob("*.py"), *(ROOT / "domain_canine").glob("*.py"), *(ROOT / "benchmarks").glob("*.py")]:
+        assert len(path.read_text().splitlines()) <= 400, path
+
+
+@pytest.mark.parametrize("name", ["cpu", "single_gpu", "multi_gpu", "multi_node", "fsdp"])
+def test_accelerate_configs_load_and_hold_hardware_only(name):
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    config = load_config_from_file(str(ROOT / "accelerate_configs" / f"{name}.yaml"))
+    assert config.mixed_precision == "no"  # the training command chooses
+    if name == "fsdp":
+        from domain_canine import DomainCanineModel
+
+        assert config.fsdp_config["fsdp_transformer_layer_cls_to_wrap"] in DomainCanineModel._no_split_modules
