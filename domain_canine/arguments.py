@@ -64,11 +64,11 @@ class ModelArguments:
     config_overrides: str | None = flag(
         None, "Changes to the configuration of a --model_size: name=value, separated by commas."
     )
-    mask_code_point: str = flag(
-        "U+E003",
-        "Stands for a masked character; U+E003 is CANINE's own [MASK], U+E000 (its [CLS]) an earlier program's.",
+    mask_code_point: str | None = flag(
+        None,
+        "Stands for a masked character; the checkpoint's own by default, which is U+E003, CANINE's [MASK], unless it "
+        "was trained here with another. U+E000 (CANINE's [CLS]) reproduces an earlier program.",
     )
-    trust_remote_code: bool = flag(False, "Run code that lies in the checkpoint's own repository.")
 
     def __post_init__(self):
         if self.model_size and self.model_name_or_path:
@@ -78,7 +78,8 @@ class ModelArguments:
             )
         if self.config_overrides and not self.model_size:
             raise UserError("--config_overrides changes a model from random weights; it needs --model_size")
-        code_point(self.mask_code_point)
+        if self.mask_code_point is not None:
+            code_point(self.mask_code_point)
 
 
 @dataclass

@@ -65,9 +65,6 @@ def fill(model, pattern: str, top_k: int = 5) -> Filled:
     name, masked = parse_pattern(pattern)
     ids, lengths = frame(*characters([name]))
     input_ids = torch.from_numpy(ids).to(model.device)
-    longest = model.config.max_position_embeddings
-    if input_ids.shape[1] > longest:
-        raise UserError(f"{pattern!r} is longer than the model's {longest} positions")
     open_positions = torch.tensor(masked, device=model.device) + 1  # behind [CLS]
     input_ids[0, open_positions] = model.config.mask_code_point
     allowed = torch.tensor([ord(letter) for letter in LETTERS], device=model.device)

@@ -18,11 +18,11 @@ from .tokenization_domain_canine import DomainCanineTokenizer
 SIZES = {
     "tiny": {
         "hidden_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 512,
-        "num_hash_buckets": 2048,
+        "num_hash_buckets": 2048, "max_position_embeddings": 2048,
     },
     "small": {
         "hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 1024,
-        "num_hash_buckets": 2048,
+        "num_hash_buckets": 2048, "max_position_embeddings": 2048,
     },
     "base": {},
 }  # fmt: skip
@@ -41,18 +41,18 @@ def build_model(arguments: ModelArguments) -> DomainCanineForMaskedLM:
     Raises:
         UserError: the checkpoint cannot be found or is no CANINE, or an override is unknown.
     """
-    mask = code_point(arguments.mask_code_point)
     if arguments.model_size:
         overrides = _overrides(arguments.config_overrides)
         try:
-            config = DomainCanineConfig(**{**SIZES[arguments.model_size], **overrides}, mask_code_point=mask)
+            config = DomainCanineConfig(**{**SIZES[arguments.model_size], **overrides})
             _check_shape(config)
             model = DomainCanineForMaskedLM(config)
         except (ValueError, TypeError, RuntimeError, KeyError) as error:
             raise UserError(f"--config_overrides {arguments.config_overrides}: {error}") from error
     else:
         model = load_model(arguments.model_name_or_path or DEFAULT_MODEL)
-        model.config.mask_code_point = mask
+    if arguments.mask_code_point is not None:
+        model.config.mask_code_point = code_point(arguments.mask_code_point)
     model.config.auto_map = dict(AUTO_MAP)
     return model
 

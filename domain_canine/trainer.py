@@ -152,7 +152,11 @@ class DomainTrainer(Trainer):
             self.processing_class.save_pretrained(output_dir)
 
     def save_final(self) -> Path | None:
-        """Put the best weights (the last, if nothing was evaluated) into the run folder; returns where from."""
+        """Put the best weights (the last, if nothing was evaluated) and their figures into the run folder.
+
+        Returns:
+            The checkpoint that they come from, or None where none was saved.
+        """
         run = Path(self.args.output_dir)
         found = checkpoints.whole_checkpoints(run)
         best = run / f"checkpoint-{self.state.best_global_step}"
@@ -161,6 +165,8 @@ class DomainTrainer(Trainer):
             self.save_model(str(run), _internal_call=True)
         elif self.args.should_save:
             checkpoints.copy_model(chosen, run)
+        if self.args.should_save:
+            (run / "eval_results.json").write_text(json.dumps(self.best_metrics(), indent=1) + "\n")
         self.accelerator.wait_for_everyone()
         return chosen
 
@@ -180,13 +186,14 @@ class DomainTrainer(Trainer):
         return (best or evaluations or [{}])[-1]
 
     def write_run_file(self, *arguments) -> None:
-        """The run's arguments, without secrets; it also marks the folder as ours."""
+        """The arguments of each start of the run, without secrets; the file also marks the folder as ours."""
         if self.args.should_save:
-            told = {"started": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "training": self.args.to_sanitized_dict()}
-            told |= {type(each).__name__: vars(each) for each in arguments}
             path = Path(self.args.output_dir) / checkpoints.RUN_FILE
+            starts = json.loads(path.read_text()) if path.exists() else []
+            told = {"started": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "training": self.args.to_sanitized_dict()}
+            starts.append(told | {type(each).__name__: vars(each) for each in arguments})
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(told, indent=1, default=str) + "\n")
+            path.write_text(json.dumps(starts, indent=1, default=str) + "\n")
 
 
 def target_weight(batch: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -13,7 +13,7 @@ def parse(*arguments: str):
 
 def test_the_defaults_are_the_published_run():
     model, data, args = parse()
-    assert (model.model_name_or_path, model.model_size, model.mask_code_point) == (None, None, "U+E003")
+    assert (model.model_name_or_path, model.model_size, model.mask_code_point) == (None, None, None)
     assert data.dataset == "humbleworth/registered-domains"
     assert (data.max_length, data.validation_split, data.mlm_probability, data.objective) == (128, 0.1, 0.15, "mlm")
     assert (data.mask_replace_prob, data.random_replace_prob, data.span_length) == (0.8, 0.1, 1)

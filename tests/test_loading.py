@@ -173,3 +173,11 @@ def test_a_trained_model_is_continued_with_its_head(tmp_path, model):
     again = load_model(str(tmp_path / "ours"))
     assert isinstance(again, DomainCanineForMaskedLM)
     assert torch.equal(again.lm_head.decoder.weight, model.lm_head.decoder.weight)
+
+
+def test_the_mask_of_a_checkpoint_stays_unless_another_is_asked_for(tmp_path, model):
+    model.config.mask_code_point = 0xE000
+    model.save_pretrained(tmp_path / "ours")
+    for asked, expected in ((None, 0xE000), ("U+E003", 0xE003)):
+        again = build_model(ModelArguments(model_name_or_path=str(tmp_path / "ours"), mask_code_point=asked))
+        assert again.config.mask_code_point == expected
