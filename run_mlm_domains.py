@@ -43,7 +43,7 @@ def main() -> int:
 
     trainer.save_final()
     if trainer.is_world_process_zero():
-        write_model_card(trainer, model_arguments, data_arguments, trainer.hub_model_id)
+        write_model_card(trainer, model_arguments, data_arguments)
         startup.print_final(args.output_dir, trainer.best_metrics())
         if args.push_to_hub:
             print(push_to_hub(trainer), file=sys.stderr)

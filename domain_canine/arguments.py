@@ -122,6 +122,11 @@ class DataArguments:
                 f"--mask_replace_prob {self.mask_replace_prob} and --random_replace_prob {self.random_replace_prob} "
                 "must be at least 0 and at most 1 together"
             )
+        if self.objective == "any_order" and (self.span_length > 1 or self.mlm_probability != 0.15):
+            raise UserError(
+                "--objective any_order draws how many characters are masked, and which; leave --mlm_probability and "
+                "--span_length out"
+            )
         if self.streaming and self.dataset == SAMPLE:
             raise UserError("--dataset sample is made in memory; leave --streaming out")
 
@@ -140,8 +145,12 @@ class DomainTrainingArguments(TrainingArguments):
     warmup_steps: float = flag(500, "Steps of linear warm-up; linear decay to 0 follows.")
     max_grad_norm: float = flag(1.0, "Gradients are clipped at this norm.")
     early_stopping_patience: int = flag(3, "Stop after this many evaluations without a better loss; 0 never stops.")
-    eval_strategy: str = flag("epoch", "When to evaluate: epoch, steps (see --eval_steps) or no.")
-    save_strategy: str = flag("steps", "steps: every --save_steps and after each evaluation; no: the final model only.")
+    eval_strategy: Literal["epoch", "steps", "no"] = flag(
+        "epoch", "When to evaluate: epoch, steps (see --eval_steps) or no."
+    )
+    save_strategy: Literal["steps", "no"] = flag(
+        "steps", "steps: every --save_steps and after each evaluation; no: the final model only."
+    )
     save_steps: float = flag(10_000, "Steps between checkpoints.")
     save_total_limit: int | None = flag(3, "How many of the newest checkpoints are kept, beside the best one.")
     metric_for_best_model: str | None = flag("loss", "What the best checkpoint and early stopping go by.")
@@ -174,8 +183,8 @@ class DomainTrainingArguments(TrainingArguments):
         for name in ("early_stopping_patience", "weight_decay", "warmup_steps", "max_grad_norm"):
             if getattr(self, name) < 0:
                 raise UserError(f"--{name} must not be negative, but is {getattr(self, name)}")
-        if self.save_strategy not in ("steps", "no"):
-            raise UserError(f"--save_strategy {self.save_strategy}: choose steps (evaluations save as well) or no")
+        if self.max_steps != -1:
+            positive(self, "max_steps")
         if self.load_best_model_at_end:
             raise UserError("--load_best_model_at_end is always so here: the output folder gets the best weights")
         if self.early_stopping_patience and self.eval_strategy == "no":
@@ -229,9 +238,9 @@ class Parser(HfArgumentParser):
         raise UserError(f"{message}\n  --help lists every flag")
 
     def parse(self, arguments: list[str]) -> tuple:
-        """The dataclasses, from flags, or from one YAML or JSON file that maps flag names to values."""
-        if len(arguments) == 1 and Path(arguments[0]).suffix in (".yaml", ".yml", ".json"):
-            arguments = self._from_file(Path(arguments[0]))
+        """The dataclasses, from flags; or from a YAML or JSON file of flag names and values, and flags after it."""
+        if arguments and Path(arguments[0]).suffix in (".yaml", ".yml", ".json"):
+            arguments = self._from_file(Path(arguments[0])) + arguments[1:]
         namespace, unknown = self.parse_known_args(arguments)
         if unknown:
             raise UserError(self._unknown(unknown[0]))
@@ -243,7 +252,7 @@ class Parser(HfArgumentParser):
 
     def _unknown(self, argument: str) -> str:
         if not argument.startswith("-"):
-            return f"unexpected argument {argument!r}; --help lists every flag"
+            return f"unexpected argument {argument!r}; quote a glob, and put a file of arguments first"
         name = argument.split("=")[0]
         near = difflib.get_close_matches(name, self._option_string_actions, n=1)
         return f"unknown flag {name}" + (f"; did you mean {near[0]}?" if near else "; --help lists every flag")

@@ -116,30 +116,36 @@ class StreamBatches(IterableDataset):
             seed,
         )
 
-    def chunks(self, size: int) -> Iterator[tuple[list[str], np.ndarray, np.ndarray]]:
+    def chunks(self, size: int, cleaner: Cleaner) -> Iterator[tuple[list[str], np.ndarray, np.ndarray]]:
         """One pass: names, their hashes, and whether they are on the validation side."""
-        clean = islice(Cleaner(self.max_length)(self.source.lines()), self.num_samples)
+        clean = islice(cleaner(self.source.lines()), self.num_samples)
         while names := list(islice(clean, size)):
             hashes = hashing.hash_names(*characters(names))
             yield names, hashes, on_validation_side(hashes, self.validation_split, self.split_seed)
 
-    def validation(self) -> tuple[NameTable, np.ndarray]:
-        """The first 100,000 different names of the validation side, or as many as there are, and their lengths."""
+    def validation(self) -> tuple[NameTable, np.ndarray, Cleaner]:
+        """The first 100,000 different names of the validation side, or as many as there are, and their lengths.
+
+        The cleaner tells what became of the lines read for it.
+        """
+        cleaner = Cleaner(self.max_length)
         found = {}
-        for names, _, validation in self.chunks(16_384):
+        for names, _, validation in self.chunks(16_384, cleaner):
             found.update((names[i], None) for i in np.flatnonzero(validation))
             if len(found) >= STREAM_VALIDATION:
                 break
         if not found:
             raise UserError(f"the stream {self.source.description!r} holds no valid name for the validation side")
         table = table_of(list(found)[:STREAM_VALIDATION])
-        return table, table.lengths(np.arange(len(table)))
+        return table, table.lengths(np.arange(len(table))), cleaner
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         epoch = 0
         while True:
             some = False
-            for names, hashes, validation in self.chunks(WINDOW * self.batch_size * self.ranks):
+            for names, hashes, validation in self.chunks(
+                WINDOW * self.batch_size * self.ranks, Cleaner(self.max_length)
+            ):
                 mine = np.flatnonzero(~validation)[self.rank :: self.ranks]
                 some |= len(mine) > 0
                 yield from self._window([names[i] for i in mine], hashes[mine], epoch)

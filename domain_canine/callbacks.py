@@ -38,6 +38,11 @@ class EarlyStopping(EarlyStoppingCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         pass
 
+    def on_evaluate(self, args, state, control, metrics, **kwargs):
+        super().on_evaluate(args, state, control, metrics, **kwargs)
+        if control.should_training_stop and state.is_world_process_zero:
+            print(f"stopping early: {self.early_stopping_patience} evaluations without a better loss", file=sys.stderr)
+
 
 class ProgressBar(TrainerCallback):
     """A live bar: mean loss of the last 100 batches, perplexity, learning rate, names a second.
@@ -79,6 +84,7 @@ class ProgressBar(TrainerCallback):
 
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
         if self.bar is not None and "eval_loss" in metrics:
+            self.bar.n = state.global_step
             self.bar.write(evaluation_line(metrics, state), file=sys.stderr)
         self._restart(state)
 

@@ -5,6 +5,7 @@ import os
 import platform
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.version import Version
 
+from .checkpoints import refuse_foreign_folder
 from .errors import UserError
 
 # What the code is tested with, at least and at most; the same ranges as in pyproject.toml (a test holds them together).
@@ -57,8 +59,8 @@ def rows(dataset: str, model: str, output_dir: str) -> Iterator[Row]:
         yield Row(name, found or "not installed", "" if found else f"only for {needed_for}: pip install {name}", False)
     yield from _device()
     yield _disk(Path(output_dir))
-    yield _tried("data", dataset, lambda: _first_name(dataset))
-    yield _tried("model", model, lambda: _model(model))
+    yield _tried("data", "dataset", dataset, lambda: _first_name(dataset))
+    yield _tried("model", "model", model, lambda: _model(model))
 
 
 def _version(name: str) -> str | None:
@@ -104,18 +106,21 @@ def _device() -> Iterator[Row]:
 def _disk(folder: Path) -> Row:
     existing = next(parent for parent in (folder.resolve(), *folder.resolve().parents) if parent.exists())
     free = shutil.disk_usage(existing).free / 2**30
-    if not os.access(existing, os.W_OK):
-        return Row("output", f"{existing} cannot be written", "give another --output_dir")
+    try:
+        refuse_foreign_folder(folder, resuming=True)
+        tempfile.TemporaryFile(dir=existing).close()
+    except (UserError, OSError) as error:
+        return Row("output", str(error), "give another --output_dir")
     remedy = "" if free >= FREE_GB else f"less than {FREE_GB} GiB: checkpoints of the base size take 1.6 GiB each"
     return Row("output", f"{existing}, {free:.0f} GiB free", remedy, fatal=False)
 
 
-def _tried(what: str, name: str, look: Callable[[], str]) -> Row:
+def _tried(what: str, flag: str, name: str, look: Callable[[], str]) -> Row:
     try:
         return Row(what, f"{name}: {look()}")
     except UserError as error:
         first, *rest = str(error).splitlines()
-        return Row(what, first, " ".join(rest).strip() or f"give another with --{what}")
+        return Row(what, first, " ".join(rest).strip() or f"give another with --{flag}")
 
 
 def _first_name(dataset: str) -> str:

@@ -90,4 +90,5 @@ def copy_model(checkpoint: Path, run: Path) -> None:
     """Copy the model (weights, config, tokenizer, code), and nothing of the training state, into the run folder."""
     for entry in checkpoint.iterdir():
         if entry.is_file() and not STATE.fullmatch(entry.name):
-            shutil.copy2(entry, run / entry.name)
+            # Not the mode: safetensors writes files that only their owner can read.
+            shutil.copyfile(entry, run / entry.name)

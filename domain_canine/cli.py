@@ -27,7 +27,9 @@ def build_parser() -> argparse.ArgumentParser:
     fill.add_argument("model", help="a trained model: folder or Hub id")
     fill.add_argument("patterns", nargs="+", metavar="PATTERN", help="names with ? or [MASK] for unknown characters")
     fill.add_argument("--top_k", type=int, default=5, help="candidates shown for each character (default: %(default)s)")
-    fill.add_argument("--json", action="store_true", help="one JSON object a pattern instead of the table")
+    fill.add_argument(
+        "--json", action="store_true", help="one JSON object a pattern instead of the table; positions count from 0"
+    )
     fill.set_defaults(call=fill_command)
     return parser
 
@@ -53,7 +55,7 @@ def fill_command(arguments) -> int:
         raise UserError(f"--top_k must be at least 1, not {arguments.top_k}")
     for pattern in arguments.patterns:
         parse_pattern(pattern)  # a mistake shows before the model is loaded
-    model = load_model(arguments.model).eval()
+    model = load_model(arguments.model, trained=True).eval()
     for pattern in arguments.patterns:
         filled = fill(model, pattern, arguments.top_k)
         if arguments.json:

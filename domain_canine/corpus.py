@@ -132,9 +132,10 @@ def load_corpus(
     home = os.environ.get("DOMAIN_CANINE_CACHE") or Path.home() / ".cache" / "domain_canine"
     folder = Path(home).expanduser() / content
     if not (folder / "corpus.json").is_file():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        building = Path(tempfile.mkdtemp(prefix=f"{folder.name}.building-", dir=folder.parent))
+        building = folder
         try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            building = Path(tempfile.mkdtemp(prefix=f"{folder.name}.building-", dir=folder.parent))
             _build(source, building, fraction, split_seed, max_length, num_samples, quiet)
             try:
                 building.rename(folder)
@@ -142,6 +143,11 @@ def load_corpus(
                 # Another process was quicker with the same corpus.
                 if not (folder / "corpus.json").is_file():
                     raise
+        except OSError as error:
+            raise UserError(
+                f"cannot write the cleaned names to {str(folder.parent)!r}: {error}; free some space, or give another "
+                "folder in DOMAIN_CANINE_CACHE"
+            ) from error
         finally:
             shutil.rmtree(building, ignore_errors=True)
     return _open(folder, source.description)
@@ -157,14 +163,13 @@ def _build(source, folder, fraction, split_seed, max_length, num_samples, quiet)
         """Chunks of (names, on the validation side)."""
         nonlocal kept
         clean = cleaner(tqdm(source.lines(), "cleaning", unit=" lines", unit_scale=True, leave=False, disable=quiet))
-        while kept < wanted and (chunk := list(islice(clean, CHUNK))):
+        # No line is read beyond the last name that is wanted.
+        while kept < wanted and (chunk := list(islice(clean, int(min(CHUNK, wanted - kept))))):
             hashes = hashing.hash_names(*characters(chunk))
             new = np.flatnonzero(seen.new(hashes))
             cleaner.counts["duplicate"] += len(chunk) - len(new)
-            taken = new[: int(min(wanted - kept, len(new)))]
-            cleaner.counts["beyond_num_samples"] += len(new) - len(taken)
-            kept += len(taken)
-            yield [chunk[i] for i in taken], on_validation_side(hashes[taken], fraction, split_seed)
+            kept += len(new)
+            yield [chunk[i] for i in new], on_validation_side(hashes[new], fraction, split_seed)
 
     writers = {side: TableWriter(folder / f"{side}.arrow", CHUNK) for side in SIDES}
     for names, validation in sides():

@@ -92,25 +92,31 @@ def _stream(data, args, collator):
     if args.eval_strategy == "epoch":
         args.eval_strategy = IntervalStrategy.STEPS
         args.eval_steps = min(steps_per_epoch or int(args.save_steps), args.max_steps)
-    table, lengths = train.validation()
+    table, lengths, cleaner = train.validation()
     validation = NameBatches(
         table, lengths, collator, args.per_device_eval_batch_size, evaluation=True, **_place(args, collator)
     )
+    kept = {"kept": 2 * cleaner.counts["lines"] - cleaner.counts.total()}
+    named = f"about {names:,}" if names else "an unknown number"
     rows = [
         ("data", f"{data.dataset}, streamed: not de-duplicated, shuffled within a buffer"),
-        ("names", f"{f'about {names:,}' if names else 'unknown number'}; {len(validation):,} for validation"),
+        *_lines(kept | cleaner.counts, cleaner.rejects, "at the head of the stream"),
+        ("names", f"{named}; {len(validation):,} for validation ({data.validation_split:.0%} by hash)"),
     ]
     return train, validation, rows
 
 
 def _table(corpus, train: int, validation: int, data) -> list[tuple[str, str]]:
     """What became of every line."""
-    counts = corpus.counts
-    told = ", ".join(f"{why.replace('_', ' ')} {n:,}" for why, n in counts.items() if n and why != "lines")
-    rows = [("data", corpus.description), ("lines", f"{counts['lines']:,}: {told}")]
-    rows += [("", f"not used, line {line}: {text!r} ({why.replace('_', ' ')})") for line, text, why in corpus.rejects]
+    rows = [("data", corpus.description), *_lines(corpus.counts, corpus.rejects)]
     share = f"{data.validation_split:.0%} by hash"
     rows.append(("names", f"{train:,} to train on, {validation:,} for validation ({share})"))
-    if counts["kept"] < SMALL and data.num_samples is None:
+    if corpus.counts["kept"] < SMALL and data.num_samples is None:
         rows.append(("warning", f"under {SMALL:,} names: fit for a trial, too few to learn the language of names"))
     return rows
+
+
+def _lines(counts: dict[str, int], rejects: list, where: str = "") -> list[tuple[str, str]]:
+    told = [f"{why.replace('_', ' ')} {n:,}" for why, n in counts.items() if n and why != "lines"]
+    first = ("lines", f"{counts['lines']:,} {where}".strip() + f": {', '.join(told)}")
+    return [first] + [("", f"not used, line {at}: {text!r} ({why.replace('_', ' ')})") for at, text, why in rejects]

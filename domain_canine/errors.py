@@ -8,6 +8,12 @@ class UserError(Exception):
     """What is wrong, with the value, and what to do about it."""
 
 
+def first_line(error: Exception) -> str:
+    """What an error of a library says, without its list of causes; its kind where it says nothing."""
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
 def run(main) -> None:
     """Call a command's ``main`` and exit; of several processes on a machine the first alone speaks."""
     try:
@@ -17,6 +23,6 @@ def run(main) -> None:
             print(f"error: {error}", file=sys.stderr)
         status = 2
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        print("\ninterrupted; --resume_from_checkpoint goes on from the newest checkpoint", file=sys.stderr)
         status = 130
     sys.exit(status)

@@ -34,13 +34,13 @@ def parse_pattern(pattern: str) -> tuple[str, list[int]]:
     Raises:
         UserError: nothing is masked, or no name can come of it.
     """
-    text, positions, end = "", [], 0
-    for match in _MASK.finditer(pattern.strip()):
-        text += pattern.strip()[end : match.start()]
-        positions.append(len(text))
-        text += _PLACEHOLDER
-        end = match.end()
-    text += pattern.strip()[end:]
+    text, positions = "", []
+    # The white space and the dot that normalize_domain would drop, so that positions stay.
+    for i, piece in enumerate(_MASK.split(pattern.strip().removesuffix("."))):
+        if i:
+            positions.append(len(text))
+            text += _PLACEHOLDER
+        text += piece
     if not positions:
         raise UserError(f"{pattern!r} has nothing to fill; write ? or [MASK] for each unknown character")
     try:

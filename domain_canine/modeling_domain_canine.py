@@ -38,6 +38,7 @@ class DomainCaninePreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _no_split_modules = ["DomainCanineLayer"]
+    _input_embed_layer = "char_embeddings"  # where gradient checkpointing hooks in
 
     @classmethod
     def _can_set_attn_implementation(cls) -> bool:

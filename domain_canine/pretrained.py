@@ -11,7 +11,7 @@ from transformers import CanineConfig
 from . import hub
 from .arguments import DEFAULT_MODEL, ModelArguments, code_point
 from .configuration_domain_canine import AUTO_MAP, DomainCanineConfig
-from .errors import UserError
+from .errors import UserError, first_line
 from .modeling_domain_canine import DomainCanineForMaskedLM, DomainCanineForSequenceClassification, DomainCanineModel
 from .tokenization_domain_canine import DomainCanineTokenizer
 
@@ -57,33 +57,40 @@ def build_model(arguments: ModelArguments) -> DomainCanineForMaskedLM:
     return model
 
 
-def load_model(name: str, cls=DomainCanineForMaskedLM):
-    """Any CANINE checkpoint, from the Hub or a folder, into one of our classes.
+def load_model(name: str, trained: bool = False) -> DomainCanineForMaskedLM:
+    """Any CANINE checkpoint, from the Hub or a folder, as a masked language model.
+
+    Args:
+        trained: the head must be there, too; else a new one is made where it is not.
 
     Raises:
-        UserError: nothing is there, or it is no CANINE, or an encoder weight is missing.
+        UserError: nothing is there, or it is no CANINE, or weights are missing.
     """
-    if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise UserError(f"the folder {name!r} holds no model (no config.json)")
+        name = str(folder)
+    elif name.startswith((".", "/", "~")):
         raise UserError(f"there is no model folder {name!r}; check the path")
-    if Path(name).expanduser().is_dir():
-        name = str(Path(name).expanduser())
     else:
         hub.use_cache_if_unreachable()
     try:
         told, _ = DomainCanineConfig.get_config_dict(name)
         if told.get("model_type") != CanineConfig.model_type:
-            raise UserError(f"{name!r} is a {told.get('model_type')} model, not CANINE; try {DEFAULT_MODEL}")
+            raise UserError(f"{name!r} is no CANINE but of the type {told.get('model_type')}; try {DEFAULT_MODEL}")
         with _quiet_loading():
-            model, loaded = cls.from_pretrained(name, output_loading_info=True)
+            model, loaded = DomainCanineForMaskedLM.from_pretrained(name, output_loading_info=True)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(
-            f"cannot load the model {name!r}: {str(error).strip().splitlines()[0]}\n  Check the name and the network "
-            "(and HF_HUB_OFFLINE), give a local folder with --model_name_or_path, or start from random weights with "
-            "--model_size."
+            f"cannot load the model {name!r}: {first_line(error)}\n  Check the name and the network "
+            "(and HF_HUB_OFFLINE), or give a local folder. A training can start from random weights: --model_size."
         ) from error
-    encoder = sorted(key for key in loaded["missing_keys"] if key.startswith("canine.") and ".pooler." not in key)
-    if encoder:
-        raise UserError(f"{name!r} lacks {len(encoder)} weights of the encoder, {encoder[0]} among them")
+    missing = sorted(loaded["missing_keys"])
+    if any(key.startswith("canine.") for key in missing):
+        raise UserError(f"{name!r} lacks {len(missing)} weights of the encoder, {missing[0]} among them")
+    if trained and missing:
+        raise UserError(f"{name!r} has no head for masked characters; train one with run_mlm_domains.py")
     return model
 
 

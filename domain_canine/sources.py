@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from . import hub
-from .errors import UserError
+from .errors import UserError, first_line
 from .sample import sample_names
 
 SAMPLE = "sample"
@@ -178,9 +178,8 @@ class Hub:
             try:
                 self._loaded = datasets.load_dataset(self.description, split="train", streaming=self.streaming)
             except Exception as error:  # every release raises other classes: connection, HTTP, not found, offline
-                reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
                 raise UserError(
-                    f"cannot load the data set {self.description!r} from the Hugging Face Hub: {reason}\n"
+                    f"cannot load the data set {self.description!r} from the Hugging Face Hub: {first_line(error)}\n"
                     "  Check the id and the network (and HF_HUB_OFFLINE), or use local names: --dataset FILE, "
                     "or --dataset sample to try things out."
                 ) from error

@@ -11,12 +11,13 @@ from pathlib import Path
 import torch
 from requests.utils import get_netrc_auth
 from transformers import set_seed
+from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer_utils import enable_full_determinism
 from transformers.utils import logging as transformers_logging
 
 from . import checkpoints
 from .arguments import DomainTrainingArguments
-from .errors import UserError
+from .errors import UserError, first_line
 
 
 def silence_libraries() -> None:
@@ -36,13 +37,22 @@ def prepare(args: DomainTrainingArguments) -> str | None:
         The checkpoint's path, or None.
 
     Raises:
-        UserError: the folder is taken, there is no such checkpoint, or wandb is not installed.
+        UserError: the folder is taken, there is no such checkpoint, or what is to be reported to is not installed.
     """
     run = Path(args.output_dir)
     checkpoints.refuse_foreign_folder(run, resuming=args.resume_from_checkpoint is not None)
     checkpoint = checkpoints.to_resume_from(run, args.resume_from_checkpoint)
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output_dir {str(run)!r} cannot be made: {error.strerror}; give another folder") from error
     if args.use_wandb:
         _prepare_wandb(args)
+    try:
+        for callback in get_reporting_integration_callbacks(args.report_to):
+            callback()
+    except (ImportError, RuntimeError, ValueError) as error:
+        raise UserError(f"--report_to {' '.join(args.report_to)}: {first_line(error)}") from error
     enable_full_determinism(args.seed) if args.full_determinism else set_seed(args.seed)
     return checkpoint
 
@@ -67,13 +77,14 @@ def print_table(args, model, model_arguments, data_rows, train, objective: str) 
     """What will happen: model, data, device, batch arithmetic, steps; on stderr, by the first process."""
     if args.process_index == 0:
         steps = None if args.max_steps > 0 else train.plan.steps
-        for name, value in [_model_row(model, model_arguments), *data_rows, *_run_rows(args, steps, objective)]:
+        run_rows = _run_rows(args, steps, objective, model_arguments.model_size is not None)
+        for name, value in [_model_row(model, model_arguments), *data_rows, *run_rows]:
             print(f"{name:>10}  {value}", file=sys.stderr)
 
 
 def print_final(folder: str, metrics: dict[str, float]) -> None:
-    told = f" (validation perplexity {metrics['eval_perplexity']:.3f})" if metrics else ""
-    print(f"saved the best weights{told} to {folder}", file=sys.stderr)
+    told = f"best weights (validation perplexity {metrics['eval_perplexity']:.3f})" if metrics else "last weights"
+    print(f"saved the {told} to {folder}", file=sys.stderr)
 
 
 def _model_row(model, arguments) -> tuple[str, str]:
@@ -84,7 +95,7 @@ def _model_row(model, arguments) -> tuple[str, str]:
     return "model", f"{origin}: {parameters:,} parameters, {shape}, mask U+{config.mask_code_point:04X}"
 
 
-def _run_rows(args, steps_per_epoch: int | None, objective: str) -> list[tuple[str, str]]:
+def _run_rows(args, steps_per_epoch: int | None, objective: str, from_random_weights: bool) -> list[tuple[str, str]]:
     batch, accumulation, ranks = args.per_device_train_batch_size, args.gradient_accumulation_steps, args.world_size
     device = torch.cuda.get_device_name(args.device) if args.device.type == "cuda" else args.device.type
     tf32 = ", TF32 for fp32 matrix products" if args.tf32 else ""
@@ -92,7 +103,8 @@ def _run_rows(args, steps_per_epoch: int | None, objective: str) -> list[tuple[s
     if steps_per_epoch:
         epochs = args.num_train_epochs
         steps = f"{steps_per_epoch:,} an epoch x {epochs:g} epochs = {math.ceil(steps_per_epoch * epochs):,}"
-    return [
+    planned = args.max_steps if args.max_steps > 0 else math.ceil(steps_per_epoch * args.num_train_epochs)
+    rows = [
         ("objective", objective),
         ("device", f"{ranks} x {device}, {args.precision}{tf32}, {args.dataloader_num_workers} loader worker(s)"),
         (
@@ -102,3 +114,8 @@ def _run_rows(args, steps_per_epoch: int | None, objective: str) -> list[tuple[s
         ("steps", f"{steps}; learning rate {args.learning_rate:g}, warm-up {args.warmup_steps:g} steps"),
         ("output", args.output_dir),
     ]
+    if args.warmup_steps >= planned:
+        rows.append(("warning", f"the warm-up is as long as the run of {planned:,} steps: lower --warmup_steps"))
+    if from_random_weights and args.learning_rate < 1e-4:
+        rows.append(("warning", f"{args.learning_rate:g} suits a pretrained model; random weights take 1e-3 to 3e-3"))
+    return rows

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 import time
 from collections import deque
 from pathlib import Path
@@ -9,12 +10,13 @@ from pathlib import Path
 import torch
 from transformers import PrinterCallback, ProgressCallback, Trainer
 from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import EvalLoopOutput
 
 from . import checkpoints
 from .batches import BatchLoader, StreamBatches
 from .callbacks import CheckpointCallback, EarlyStopping, ProgressBar
-from .errors import UserError
+from .errors import UserError, first_line
 from .masking import IGNORED
 from .metrics import SUMS, figures, masked_sums, perplexity, suffix_positions
 
@@ -124,6 +126,34 @@ class DomainTrainer(Trainer):
             return self.accelerator.prepare_model(self.model, evaluation_mode=True)
         return self.model
 
+    # ---- resume
+
+    def train(self, resume_from_checkpoint=None, **kwargs):
+        """As ``Trainer.train``; a run that had ended, by its steps or early, stays as it is."""
+        if resume_from_checkpoint is not None:
+            state = TrainerState.load_from_json(str(Path(resume_from_checkpoint) / TRAINER_STATE_NAME))
+            planned = self.set_initial_training_values(self.args, self.get_train_dataloader())[6]
+            stopping = state.stateful_callbacks.get(EarlyStopping.__name__, {}).get("attributes", {})
+            patience = stopping.get("early_stopping_patience_counter", 0)
+            early = self.args.early_stopping_patience and patience >= self.args.early_stopping_patience
+            if state.global_step >= planned or early:
+                if self.is_world_process_zero():
+                    why = "it stopped early" if early else f"of {planned:,}"
+                    print(
+                        f"this run had ended at step {state.global_step:,} ({why}): nothing to train", file=sys.stderr
+                    )
+                self.state = state
+                return None
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+    def _init_training_state(self, *args):
+        progress = super()._init_training_state(*args)
+        best = Path(self.args.output_dir) / f"checkpoint-{self.state.best_global_step}"
+        if self.state.best_global_step and not checkpoints.is_whole(best):
+            # A best that is not in this folder, of another run perhaps, is none of ours.
+            self.state.best_metric = self.state.best_global_step = self.state.best_model_checkpoint = None
+        return progress
+
     # ---- checkpoints
 
     def _get_output_dir(self, trial):
@@ -173,9 +203,9 @@ class DomainTrainer(Trainer):
     def init_hf_repo(self, token=None, private=None):
         try:
             super().init_hf_repo(token, private)
-        except (OSError, ValueError) as error:  # the Hub client's errors are of these kinds
+        except Exception as error:  # of the Hub client, or of whichever HTTP library it uses
             raise UserError(
-                f"--push_to_hub: the Hub does not take a repository from here: {str(error).strip().splitlines()[0]}\n"
+                f"--push_to_hub: the Hub does not take a repository from here: {first_line(error)}\n"
                 "  Log in with 'hf auth login' or HF_TOKEN, check --hub_model_id, or leave --push_to_hub out."
             ) from error
 
@@ -190,9 +220,8 @@ class DomainTrainer(Trainer):
         if self.args.should_save:
             path = Path(self.args.output_dir) / checkpoints.RUN_FILE
             starts = json.loads(path.read_text()) if path.exists() else []
-            told = {"started": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "training": self.args.to_sanitized_dict()}
+            told = {"started": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "training": self.args.to_dict()}
             starts.append(told | {type(each).__name__: vars(each) for each in arguments})
-            path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(starts, indent=1, default=str) + "\n")
 
 

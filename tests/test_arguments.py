@@ -68,6 +68,7 @@ def test_a_file_of_arguments(tmp_path, suffix):
     model, data, args = parse(str(path))
     assert (model.model_size, args.learning_rate, args.num_train_epochs) == ("tiny", 1e-4, 2)
     assert data.streaming and data.dataset == "x.txt" and args.resume_from_checkpoint is None
+    assert parse(str(path), "--epochs", "7", "--resume_from_checkpoint")[2].num_train_epochs == 7
     path.write_text(json.dumps(entries | {"lerning_rate": 1}))
     with pytest.raises(UserError, match="unknown flag --lerning_rate; did you mean --learning_rate"):
         parse(str(path))
@@ -104,8 +105,10 @@ def test_a_file_of_arguments(tmp_path, suffix):
         ("--mask_code_point U+E001", r"CANINE's \[SEP\]"),
         ("--bf16 --no_mixed_precision", "contradict each other"),
         ("--early_stopping_patience -1", "must not be negative"),
-        ("--save_strategy epoch", "choose steps"),
-        ("--eval_strategy sometimes", "sometimes"),
+        ("--save_strategy epoch", "invalid choice: 'epoch'"),
+        ("--eval_strategy sometimes", "invalid choice: 'sometimes'"),
+        ("--max_steps 0", "--max_steps must be above 0"),
+        ("--objective any_order --span_length 2", "leave --mlm_probability and --span_length out"),
         ("--warmup_steps -5", "must not be negative"),
         ("--load_best_model_at_end", "always so"),
         ("--dataset sample --streaming", "leave --streaming out"),

@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import ROOT
 
-from domain_canine import check, cli
+from domain_canine import DomainCanineModel, check, cli
 from domain_canine.errors import UserError
 from domain_canine.fill import LETTERS, fill, parse_pattern
 from domain_canine.pretrained import build_tokenizer
@@ -27,6 +27,7 @@ def folder(model, tmp_path):
         ("EXAM[MASK]LE.com", "examxle.com", [4]),
         ("?[MASK]?.de", "xxx.de", [0, 1, 2]),
         (" a?.?? ", "ax.xx", [1, 3, 4]),
+        ("exampl?.?om.", "examplx.xom", [6, 8]),
     ],
 )
 def test_patterns(pattern, name, positions):
@@ -41,6 +42,7 @@ def test_patterns(pattern, name, positions):
         ("exam ?le.com", "bad character"),
         ("-?.com", "bad label"),
         ("m?nchün.de", "xn-- form"),
+        ("exampl?.c..", "bad label"),
         ("", "nothing to fill"),
     ],
 )
@@ -93,6 +95,21 @@ def test_fill_prints_a_table_or_json(folder, capsys):
 def test_mistakes(folder, arguments, told):
     with pytest.raises(UserError, match=told):
         cli.main([argument.format(folder=folder) for argument in arguments])
+
+
+def test_a_model_without_a_trained_head_is_refused(tmp_path, config):
+    DomainCanineModel(config).save_pretrained(tmp_path / "encoder")
+    with pytest.raises(UserError, match="has no head for masked characters"):
+        cli.main(["fill", str(tmp_path / "encoder"), "a?.de"])
+    (tmp_path / "nothing").mkdir()
+    with pytest.raises(UserError, match="holds no model"):
+        cli.main(["fill", str(tmp_path / "nothing"), "a?.de"])
+
+
+def test_check_names_a_folder_that_a_run_would_refuse(tmp_path, folder, names_file, capsys):
+    arguments = ["check", "--dataset", str(names_file), "--model", folder, "--output_dir", str(names_file.parent)]
+    assert cli.main(arguments) == 1
+    assert "is not empty and not a run of this program" in capsys.readouterr().out
 
 
 def test_check_passes_here(folder, names_file, tmp_path, capsys):

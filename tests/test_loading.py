@@ -159,7 +159,7 @@ def test_what_is_no_canine_is_refused(tmp_path, model):
         load_model("some/model")
     (tmp_path / "bert").mkdir()
     (tmp_path / "bert" / "config.json").write_text('{"model_type": "bert"}')
-    with pytest.raises(UserError, match="is a bert model, not CANINE"):
+    with pytest.raises(UserError, match="is no CANINE but of the type bert"):
         load_model(str(tmp_path / "bert"))
     model.save_pretrained(tmp_path / "ours")
     shutil.copy(tmp_path / "bert" / "config.json", tmp_path / "empty.json")

@@ -190,6 +190,7 @@ def test_gradient_checkpointing_changes_nothing(model):
     ids = random_names(9, 5)
     labels = torch.where(ids == 0, -100, ids.clamp(max=127))
     gradients = []
+    assert model.get_input_embeddings() is model.canine.char_embeddings
     for checkpointing in (False, True):
         model.zero_grad()
         if checkpointing:

@@ -68,7 +68,7 @@ def test_a_run_says_what_it_does_and_leaves_a_model(trained):
     run, done = trained
     said = done.stderr
     assert done.stdout == ""
-    for part in ("random weights (tiny)", "mask U+E003", "kept 200", "bad character 1", "'bad name'", "1 x cpu, fp32",
+    for part in ("1e-05 suits a pretrained model", "the warm-up is as long as the run", "random weights (tiny)", "mask U+E003", "kept 200", "bad character 1", "'bad name'", "1 x cpu, fp32",
                  "32 names x 2 accumulated x 1 = 64 names a step", "under 1,000,000 names", "learning rate 1e-05",
                  "names/s", "perplexity", "bits per character", "saved the best weights"):  # fmt: skip
         assert part in said, (part, said)
@@ -101,7 +101,15 @@ def test_a_folder_with_a_run_is_not_overwritten_but_resumed(trained, monkeypatch
     assert (run / "model.safetensors").read_bytes() == weights
     assert call_main(monkeypatch, *data, *QUICK, "--epochs", 2, "--resume_from_checkpoint", "--use_cpu") == 0
     assert "epoch 2.00" in capsys.readouterr().err
-    assert (run / "model.safetensors").read_bytes() != weights
+    weights, again = (run / "model.safetensors").read_bytes(), weights
+    assert weights != again
+    starts = json.loads((run / "run_arguments.json").read_text())
+    assert [start["training"]["num_train_epochs"] for start in starts] == [1, 2]
+    # And once more: the run has ended.
+    assert call_main(monkeypatch, *data, *QUICK, "--epochs", 2, "--resume_from_checkpoint", "--use_cpu") == 0
+    said = capsys.readouterr().err
+    assert "this run had ended at step 6 (of 6): nothing to train" in said and "saved the best weights" in said
+    assert (run / "model.safetensors").read_bytes() == weights and not (run / "checkpoint-7").exists()
 
 
 @pytest.mark.parametrize("terminal", [False, True])
@@ -153,11 +161,15 @@ def test_a_mistake_is_one_message_without_a_traceback(tmp_path, arguments, told,
     [
         (["--dataset", "sample", "--output_dir", "{foreign}"], "is not empty and not a run of this program"),
         (["--dataset", "sample", "--output_dir", "{foreign}/precious.txt"], "is a file"),
+        (["--dataset", "sample", "--output_dir", "{foreign}/precious.txt/x"], "cannot be made"),
         (["--dataset", "sample", "--output_dir", "{tmp}/x", "--resume_from_checkpoint"], "there is no checkpoint in"),
         (["--dataset", "sample", "--output_dir", "{tmp}/x", "--resume_from", "{tmp}"], "is not a whole checkpoint"),
         (["--dataset", "sample", "--output_dir", "{tmp}/x", "--resume_from", "{tmp}/no"], "is no folder"),
         (["--dataset", "some/names", "--output_dir", "{tmp}/x"], "cannot load the data set"),
         (["--dataset", "{names}", "--streaming", "--output_dir", "{tmp}/x"], "set --max_steps"),
+        (["--dataset", "{names}", "--push_to_hub", "--output_dir", "{tmp}/x"], "--push_to_hub: the Hub does not take"),
+        (["--dataset", "{names}", "--report_to", "tensorboard", "--output_dir", "{tmp}/x"], "--report_to tensorboard"),
+        (["--dataset", "{names}", "--report_to", "nothing", "--output_dir", "{tmp}/x"], "--report_to nothing"),
     ],
 )
 def test_mistakes_overwrite_nothing(tmp_path, names_file, monkeypatch, arguments, told):
@@ -169,7 +181,7 @@ def test_mistakes_overwrite_nothing(tmp_path, names_file, monkeypatch, arguments
         call_main(monkeypatch, "--model_size", "tiny", *arguments)
     assert [entry.name for entry in foreign.iterdir()] == ["precious.txt"]
     assert (foreign / "precious.txt").read_text() == "mine"
-    assert not (tmp_path / "x").exists()
+    assert not (tmp_path / "x").exists() or not any((tmp_path / "x").iterdir())
 
 
 def test_a_stock_checkpoint_is_continued(tmp_path, names_file, monkeypatch, capsys):
@@ -189,9 +201,10 @@ def test_a_stock_checkpoint_is_continued(tmp_path, names_file, monkeypatch, caps
     assert (config["model_type"], config["mask_code_point"], config["vocab_size"]) == ("canine", 0xE003, 128)
 
 
-def test_streaming_runs_by_the_command(tmp_path, names_file, monkeypatch):
+def test_streaming_runs_by_the_command(tmp_path, names_file, monkeypatch, capsys):
     status = call_main(
         monkeypatch, *QUICK, "--dataset", names_file, "--streaming", "--max_steps", 4, "--save_steps", 2, "--output_dir",
         tmp_path / "run", "--use_cpu",
     )  # fmt: skip
     assert status == 0 and (tmp_path / "run" / "model.safetensors").is_file()
+    assert "200 at the head of the stream: kept 200" in capsys.readouterr().err

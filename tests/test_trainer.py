@@ -182,6 +182,25 @@ def test_early_stopping_counts_evaluations_and_survives_a_resume(tmp_path, told_
     resumed = make_trainer(tmp_path, **options)
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-20"))
     assert resumed.state.global_step == 25
+    # What stopped early stays stopped.
+    again = make_trainer(tmp_path, **options)
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-25"))
+    assert again.state.global_step == 25 and again.best_metrics()["eval_loss"] == 1.0
+
+
+def test_a_finished_run_is_not_trained_on(finished, tmp_path):
+    run = Path(finished.args.output_dir)
+    again = make_trainer(run, save_steps=3)
+    again.train(resume_from_checkpoint=str(run / "checkpoint-10"))
+    assert again.state.global_step == 10 and not (run / "checkpoint-11").exists()
+    assert again.best_metrics()["eval_loss"] == finished.best_metrics()["eval_loss"]
+
+
+def test_the_best_of_another_run_is_none_of_ours(finished, tmp_path):
+    elsewhere = make_trainer(tmp_path, num_train_epochs=3, learning_rate=1e-9)
+    elsewhere.train(resume_from_checkpoint=str(Path(finished.args.output_dir) / "checkpoint-10"))
+    assert elsewhere.state.best_global_step == 15
+    assert elsewhere.best_metrics()["step"] == 15
 
 
 def test_evaluation_is_exact_and_repeats(finished):
@@ -260,7 +279,7 @@ def test_a_stream_trains_and_never_on_a_validation_name(tmp_path):
             return iter(sample_names(300))
 
     stream = StreamBatches(Source(), 128, DataCollatorForCodePointMasking(), 16, 0, 1, 0.2, 0, None, 1)
-    table, lengths = stream.validation()
+    table, lengths, _ = stream.validation()
     held = set(table.names(np.arange(len(table))))
     batches = iter(stream)
     seen = set()
