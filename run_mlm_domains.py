@@ -41,10 +41,10 @@ def main() -> int:
     trainer.write_run_file(model_arguments, data_arguments)
     trainer.train(resume_from_checkpoint=checkpoint)
 
-    trainer.save_final()
+    which, metrics = trainer.save_final()
     if trainer.is_world_process_zero():
-        write_model_card(trainer, model_arguments, data_arguments)
-        startup.print_final(args.output_dir, trainer.best_metrics())
+        write_model_card(trainer, metrics, model_arguments, data_arguments)
+        startup.print_final(args.output_dir, which, metrics)
         if args.push_to_hub:
             print(push_to_hub(trainer), file=sys.stderr)
     return 0

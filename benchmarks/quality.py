@@ -179,7 +179,7 @@ def main(arguments: list[str] | None = None) -> int:
     start = time.perf_counter()
 
     data = DataArguments(dataset=parsed.dataset, num_samples=parsed.num_samples)
-    model = load_model(parsed.model) if parsed.model else None
+    model = load_model(parsed.model, trained=True) if parsed.model else None
     corpus = load_corpus(
         open_source(data.dataset), data.validation_split, data.split_seed, data.max_length, data.num_samples,
         quiet=not sys.stderr.isatty(),

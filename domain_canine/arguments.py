@@ -26,7 +26,7 @@ def flag(default: Any, help: str, **metadata) -> Any:
 
 def positive(owner: Any, *names: str) -> None:
     for name in names:
-        if (value := getattr(owner, name)) is not None and value <= 0:
+        if (value := getattr(owner, name)) is not None and not 0 < value < float("inf"):
             raise UserError(f"--{name} must be above 0, not {value}")
 
 
@@ -48,6 +48,19 @@ def code_point(text: str) -> int:
     if value == 0xE001:
         raise UserError("--mask_code_point U+E001 is CANINE's [SEP]; its mask is U+E003")
     return value
+
+
+# Flags of the Trainer that would be ignored, or break what is promised.
+REFUSED = {
+    "load_best_model_at_end": "the output folder always gets the best weights",
+    "save_only_model": "a checkpoint is there to resume from",
+    "ignore_data_skip": "a resume jumps to its step at no cost",
+    "dataloader_drop_last": "every name is used once an epoch",
+    "label_smoothing_factor": "the loss is the exact one",
+    "auto_find_batch_size": "batches are planned for the whole run; set --per_device_train_batch_size",
+    "fp16_full_eval": "evaluation runs in the precision of the training",
+    "bf16_full_eval": "evaluation runs in the precision of the training",
+}
 
 
 @dataclass
@@ -153,8 +166,9 @@ class DomainTrainingArguments(TrainingArguments):
     )
     save_steps: float = flag(10_000, "Steps between checkpoints.")
     save_total_limit: int | None = flag(3, "How many of the newest checkpoints are kept, beside the best one.")
-    metric_for_best_model: str | None = flag("loss", "What the best checkpoint and early stopping go by.")
-    greater_is_better: bool | None = flag(False, "Whether a greater --metric_for_best_model is better.")
+    metric_for_best_model: Literal[
+        "loss", "perplexity", "perplexity_name", "perplexity_suffix", "accuracy", "accuracy_top5"
+    ] = flag("loss", "What the best checkpoint and early stopping go by.")
     logging_steps: float = flag(100, "Steps between log entries.")
     # The filter hides NaN and waits for the device in every micro-step.
     logging_nan_inf_filter: bool = flag(False, "Show the last finite loss instead of NaN.")
@@ -165,7 +179,10 @@ class DomainTrainingArguments(TrainingArguments):
     prediction_loss_only: bool = flag(True, "Evaluation keeps sums, never logits.")
     remove_unused_columns: bool = flag(False, "Batches hold what the model takes and nothing else.")
     restore_callback_states_from_checkpoint: bool = flag(True, "A resumed run keeps its early-stopping patience.")
-    hub_strategy: str = flag("end", "When --push_to_hub uploads.")
+    # Uploads of single checkpoints would carry the optimizer's state and the pickled arguments with the token.
+    hub_strategy: Literal["end"] = flag("end", "When --push_to_hub uploads.")
+    # One process a machine cleans the names while the others wait: 255 million take up to an hour.
+    ddp_timeout: int = flag(3 * 3600, "Seconds that processes wait for each other.")
     hub_private_repo: bool | None = flag(True, "Whether the repository that --push_to_hub makes is private.")
     project: str = flag("domain-canine-pretrain", "Weights & Biases project.")
     use_wandb: bool = flag(False, "Log to Weights & Biases; offline where there is no login.")
@@ -180,13 +197,15 @@ class DomainTrainingArguments(TrainingArguments):
             self, "num_train_epochs", "per_device_train_batch_size", "per_device_eval_batch_size", "learning_rate",
             "gradient_accumulation_steps", "save_steps", "logging_steps", "save_total_limit",
         )  # fmt: skip
-        for name in ("early_stopping_patience", "weight_decay", "warmup_steps", "max_grad_norm"):
-            if getattr(self, name) < 0:
+        for name in ("early_stopping_patience", "weight_decay", "warmup_steps", "max_grad_norm", "seed"):
+            if not getattr(self, name) >= 0:
                 raise UserError(f"--{name} must not be negative, but is {getattr(self, name)}")
         if self.max_steps != -1:
             positive(self, "max_steps")
-        if self.load_best_model_at_end:
-            raise UserError("--load_best_model_at_end is always so here: the output folder gets the best weights")
+        self.greater_is_better = self.metric_for_best_model.startswith("accuracy")
+        for name, why in REFUSED.items():
+            if getattr(self, name):
+                raise UserError(f"--{name} is not for this program: {why}")
         if self.early_stopping_patience and self.eval_strategy == "no":
             self.early_stopping_patience = 0
         self._choose_precision()
@@ -197,6 +216,8 @@ class DomainTrainingArguments(TrainingArguments):
             super().__post_init__()
         except (ValueError, ImportError) as error:
             raise UserError(str(error)) from error
+        # Several GPUs take several processes (accelerate launch --multi_gpu); DataParallel would split ready batches.
+        self._n_gpu = min(self._n_gpu, 1)
 
     def _choose_precision(self):
         """bf16 where the device computes in it, else fp16 on CUDA, else fp32.

@@ -129,28 +129,26 @@ class StreamBatches(IterableDataset):
         The cleaner tells what became of the lines read for it.
         """
         cleaner = Cleaner(self.max_length)
-        found = {}
+        found, trains = {}, False
         for names, _, validation in self.chunks(16_384, cleaner):
+            trains |= not validation.all()
             found.update((names[i], None) for i in np.flatnonzero(validation))
             if len(found) >= STREAM_VALIDATION:
                 break
-        if not found:
-            raise UserError(f"the stream {self.source.description!r} holds no valid name for the validation side")
+        if not found or not trains:
+            side = "training" if found else "validation"
+            raise UserError(f"the stream {self.source.description!r} holds no valid name for the {side} side")
         table = table_of(list(found)[:STREAM_VALIDATION])
         return table, table.lengths(np.arange(len(table))), cleaner
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         epoch = 0
         while True:
-            some = False
             for names, hashes, validation in self.chunks(
                 WINDOW * self.batch_size * self.ranks, Cleaner(self.max_length)
             ):
                 mine = np.flatnonzero(~validation)[self.rank :: self.ranks]
-                some |= len(mine) > 0
                 yield from self._window([names[i] for i in mine], hashes[mine], epoch)
-            if not some:
-                raise UserError(f"the stream {self.source.description!r} holds no valid name for the training side")
             epoch += 1
 
     def _window(self, names, hashes, epoch):

@@ -42,10 +42,6 @@ class Corpus:
     rejects: list[list]
     description: str
 
-    @property
-    def names(self) -> int:
-        return len(self.train) + len(self.validation)
-
 
 class Cleaner:
     """Normalises lines and counts what becomes of each; the counts add up to the lines seen."""

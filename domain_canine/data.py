@@ -91,7 +91,8 @@ def _stream(data, args, collator):
         args.max_steps = int(args.num_train_epochs * steps_per_epoch)
     if args.eval_strategy == "epoch":
         args.eval_strategy = IntervalStrategy.STEPS
-        args.eval_steps = min(steps_per_epoch or int(args.save_steps), args.max_steps)
+        every = args.save_steps if args.save_steps >= 1 else args.save_steps * args.max_steps
+        args.eval_steps = max(1, min(steps_per_epoch or int(every), args.max_steps))
     table, lengths, cleaner = train.validation()
     validation = NameBatches(
         table, lengths, collator, args.per_device_eval_batch_size, evaluation=True, **_place(args, collator)

@@ -8,7 +8,7 @@ import torch
 from .batches import frame
 from .corpus import characters
 from .errors import UserError
-from .normalization_domain_canine import InvalidDomain, normalize_domain
+from .normalization_domain_canine import InvalidDomain, is_domain, normalize_domain
 
 # A stand-in for a masked character while a pattern is checked: a letter is valid wherever a character is.
 _PLACEHOLDER = "x"
@@ -44,7 +44,7 @@ def parse_pattern(pattern: str) -> tuple[str, list[int]]:
     if not positions:
         raise UserError(f"{pattern!r} has nothing to fill; write ? or [MASK] for each unknown character")
     try:
-        name = normalize_domain(text)
+        name = normalize_domain(text + ".")  # it drops this one, and no other
     except InvalidDomain as error:
         raise UserError(f"{pattern!r} cannot become a domain name: {error.reason.replace('_', ' ')}") from error
     if len(name) != len(text):
@@ -56,28 +56,29 @@ def parse_pattern(pattern: str) -> tuple[str, list[int]]:
 def fill(model, pattern: str, top_k: int = 5) -> Filled:
     """Reveal the masked characters of a pattern one by one, in order of confidence.
 
-    Only characters of names are considered (letters, digits, hyphen, dot).
+    Only characters are considered that leave a valid name (letters, digits; hyphens and dots where they may stand).
 
     Args:
         model: DomainCanineForMaskedLM in evaluation mode.
         top_k: how many candidates to report for each character.
     """
-    name, masked = parse_pattern(pattern)
-    ids, lengths = frame(*characters([name]))
+    name, open_positions = parse_pattern(pattern)
+    ids, _ = frame(*characters([name]))
     input_ids = torch.from_numpy(ids).to(model.device)
-    open_positions = torch.tensor(masked, device=model.device) + 1  # behind [CLS]
-    input_ids[0, open_positions] = model.config.mask_code_point
-    allowed = torch.tensor([ord(letter) for letter in LETTERS], device=model.device)
+    input_ids[0, [position + 1 for position in open_positions]] = model.config.mask_code_point  # behind [CLS]
+    code_points = torch.tensor([ord(letter) for letter in LETTERS], device=model.device)
     steps = []
-    while len(open_positions):
-        logits = model(input_ids=input_ids, masked_positions=open_positions[None]).logits[0]
-        probabilities = logits.float().softmax(-1)[:, allowed]
+    while open_positions:
+        positions = torch.tensor([open_positions], device=model.device) + 1
+        logits = model(input_ids=input_ids, masked_positions=positions).logits[0]
+        valid = [[is_domain(name[:at] + letter + name[at + 1 :]) for letter in LETTERS] for at in open_positions]
+        valid = torch.tensor(valid, device=model.device)
+        probabilities = logits.float().softmax(-1)[:, code_points] * valid
         row = int(probabilities.amax(-1).argmax())
-        best = probabilities[row].topk(min(top_k, len(LETTERS)))
+        best = probabilities[row].topk(min(top_k, int(valid[row].sum())))
         candidates = [(LETTERS[i], value) for i, value in zip(best.indices.tolist(), best.values.tolist())]
-        position = int(open_positions[row])
-        steps.append((position - 1, candidates))
-        input_ids[0, position] = ord(candidates[0][0])
-        open_positions = torch.cat([open_positions[:row], open_positions[row + 1 :]])
-    filled = "".join(map(chr, input_ids[0, 1 : int(lengths[0]) - 1].tolist()))
-    return Filled(pattern, filled, steps)
+        at = open_positions.pop(row)
+        steps.append((at, candidates))
+        name = name[:at] + candidates[0][0] + name[at + 1 :]
+        input_ids[0, at + 1] = ord(candidates[0][0])
+    return Filled(pattern, name, steps)

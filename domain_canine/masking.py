@@ -11,9 +11,9 @@ import numpy as np
 import torch
 
 from . import hashing
+from .modeling_domain_canine import IGNORED
 from .tokenization_domain_canine import CLS, MASK, PAD, SEP
 
-IGNORED = -100
 # Every evaluation of every run asks the same question, whatever its own masking, seed and epoch.
 EVALUATION_FRACTION, EVALUATION_SEED, EVALUATION_EPOCH = 0.15, 0, 2**32
 # What random replacements are drawn from: the characters of registered names.

@@ -88,7 +88,8 @@ class DomainCanineModel(DomainCaninePreTrainedModel):
         given = input_ids if inputs_embeds is None else inputs_embeds
         length = given.shape[1]
         rate = self.config.downsampling_rate
-        slots = rate * ((length + rate + 1) // rate)
+        right = self.projection.padding[1]  # how far a character sees to its right: 2
+        slots = rate * ((length + right + rate - 1) // rate)
         if attention_mask is None:
             attention_mask = given.new_ones(given.shape[:2]) if input_ids is None else input_ids != 0
         mask = F.pad(attention_mask != 0, (0, slots - length))

@@ -32,8 +32,8 @@ _CLEAN = re.compile(rf"(?:{_LABEL}\.)+(?=[a-z0-9-]*[a-z-]){_LABEL}", re.ASCII)
 _BAD_CHARACTER = re.compile(r"[^a-z0-9.-]", re.ASCII)
 _IPV4 = re.compile(r"\d{1,3}(?:\.\d{1,3}){3}", re.ASCII)
 _IPV6 = re.compile(r"\[?[0-9a-f]*:[0-9a-f:.]*\]?", re.ASCII)
-# str.strip() leaves the byte order mark in place.
-_TRIM = re.compile(r"^[\s\ufeff]+|[\s\ufeff]+$")
+# White space, all of it below U+3001, and the byte order mark, which str.strip() would leave in place.
+_TRIMMED = "".join(character for character in map(chr, range(0x3001)) if character.isspace()) + "\ufeff"
 # UTS 46 reads the ideographic full stops as dots.
 _DOTS = re.compile("[\u3002\uff0e\uff61]")
 
@@ -62,7 +62,7 @@ def normalize_domain(text: str) -> str:
     name = text.lower() if text.isascii() else text
     if _CLEAN.fullmatch(name) and len(name) <= MAX_NAME:
         return name
-    name = _TRIM.sub("", text)
+    name = text.strip(_TRIMMED)
     if not name:
         raise InvalidDomain(text, "empty")
     # A byte that was no UTF-8 arrives as a lone surrogate (PEP 383) or as U+FFFD.
@@ -86,6 +86,15 @@ def normalize_domain(text: str) -> str:
     if not _CLEAN.fullmatch(name):
         raise InvalidDomain(text, "bad_label")
     return name
+
+
+def is_domain(text: str) -> bool:
+    """Whether ``normalize_domain`` makes a name of it."""
+    try:
+        normalize_domain(text)
+    except InvalidDomain:
+        return False
+    return True
 
 
 def _to_ascii(text: str, name: str) -> str:

@@ -2,7 +2,6 @@
 
 import logging
 from contextlib import contextmanager
-from dataclasses import fields
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -12,6 +11,7 @@ from . import hub
 from .arguments import DEFAULT_MODEL, ModelArguments, code_point
 from .configuration_domain_canine import AUTO_MAP, DomainCanineConfig
 from .errors import UserError, first_line
+from .layers_domain_canine import HASH_PRIMES
 from .modeling_domain_canine import DomainCanineForMaskedLM, DomainCanineForSequenceClassification, DomainCanineModel
 from .tokenization_domain_canine import DomainCanineTokenizer
 
@@ -26,6 +26,12 @@ SIZES = {
     },
     "base": {},
 }  # fmt: skip
+
+OVERRIDES = (
+    "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "num_hash_functions",
+    "num_hash_buckets", "hidden_act", "hidden_dropout_prob", "attention_probs_dropout_prob", "initializer_range",
+    "layer_norm_eps", "local_transformer_stride", "vocab_size",
+)  # fmt: skip
 
 # save_pretrained now writes the shipped files beside the weights, and the config points to them.
 DomainCanineConfig.register_for_auto_class()
@@ -103,27 +109,34 @@ def build_tokenizer(model: DomainCanineForMaskedLM, max_length: int) -> DomainCa
 
 def _overrides(text: str | None) -> dict:
     """``name=value,name=value`` with the types of the configuration's fields."""
-    known = {each.name: each.default for each in fields(DomainCanineConfig)}
     overrides = {}
     for part in filter(None, (text or "").split(",")):
         name, equals, value = part.partition("=")
-        if not equals or name not in known:
-            names = ", ".join(sorted(known))
-            raise UserError(f"--config_overrides: {part!r} is not name=value with one of the names {names}")
-        kind = type(known[name])
+        if not equals or name not in OVERRIDES:
+            raise UserError(f"--config_overrides: {part!r} is not name=value with one of {', '.join(OVERRIDES)}")
+        kind = type(getattr(DomainCanineConfig(), name))
         try:
-            overrides[name] = value if kind is str else kind(float(value)) if kind is int else float(value)
+            # Dropout and the like are floats whose default may be a whole number.
+            overrides[name] = value if kind is str else int(value) if kind is int else float(value)
         except ValueError:
-            raise UserError(f"--config_overrides: {name} takes a number, not {value!r}") from None
+            raise UserError(
+                f"--config_overrides: {name} takes a{'n integer' if kind is int else ' number'}, not {value!r}"
+            ) from None
     return overrides
 
 
 def _check_shape(config: DomainCanineConfig) -> None:
+    for name, value in ((name, getattr(config, name)) for name in OVERRIDES):
+        if isinstance(value, int) and value < 1:
+            raise ValueError(f"{name} must be at least 1, not {value}")
     for part in ("num_attention_heads", "num_hash_functions"):
         if config.hidden_size % getattr(config, part):
             raise ValueError(f"hidden_size {config.hidden_size} is no multiple of {part} {getattr(config, part)}")
-    if config.vocab_size < 128:
-        raise ValueError(f"vocab_size {config.vocab_size} is below 128, the ASCII names")
+    for name, least, why in (("vocab_size", 128, "the ASCII names"), ("num_hash_buckets", 512, "a position each")):
+        if getattr(config, name) < least:
+            raise ValueError(f"{name} {getattr(config, name)} is below {least} ({why})")
+    if config.num_hash_functions > len(HASH_PRIMES):
+        raise ValueError(f"num_hash_functions {config.num_hash_functions} is above {len(HASH_PRIMES)}")
 
 
 @contextmanager

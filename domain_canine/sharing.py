@@ -67,15 +67,17 @@ _FIGURES = {
 }
 
 
-def write_model_card(trainer, model_arguments, data_arguments) -> None:
-    """README.md of the run folder, from the run's own arguments and figures."""
-    args, metrics = trainer.args, trainer.best_metrics()
+def write_model_card(trainer, metrics: dict[str, float], model_arguments, data_arguments) -> None:
+    """README.md of the run folder, from the run's own arguments and the figures of the weights in it."""
+    args = trainer.args
+    base = None if model_arguments.model_size else trainer.model.name_or_path
+    base = "a local checkpoint" if base and Path(base).is_dir() else base
     on_hub = data_arguments.dataset == DEFAULT_DATASET
     data = ModelCardData(
         library_name="transformers",
         pipeline_tag="fill-mask",
         tags=["canine", "domain-names", "character-level"],
-        base_model=None if model_arguments.model_size else trainer.model.name_or_path,
+        base_model=None if base == "a local checkpoint" else base,
         datasets=[data_arguments.dataset] if on_hub else None,
     )
     masked = f"{data_arguments.mlm_probability:.0%} of the characters masked"
@@ -85,7 +87,7 @@ def write_model_card(trainer, model_arguments, data_arguments) -> None:
         title=(trainer.hub_model_id or Path(args.output_dir).resolve().name).split("/")[-1],
         model=trainer.hub_model_id or args.output_dir,
         vocab_size=trainer.model.config.vocab_size,
-        origin=f"random weights ({model_arguments.model_size})" if model_arguments.model_size else data.base_model,
+        origin=f"random weights ({model_arguments.model_size})" if model_arguments.model_size else base,
         data=data_arguments.dataset
         if on_hub
         else "synthetic names"

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from . import hub
 from .errors import UserError, first_line
+from .normalization_domain_canine import is_domain
 from .sample import sample_names
 
 SAMPLE = "sample"
@@ -140,7 +141,10 @@ class Files:
         header = next(rows, None)
         if header is None:
             return
-        index = header.index(_choose(header, self.column, repr(str(path))))
+        column = _choose(header, self.column, repr(str(path)))
+        if is_domain(column):
+            raise UserError(f"{str(path)!r} has no header, its first row is {column!r}; add one, or call the file .txt")
+        index = header.index(column)
         yield from (row[index] if len(row) > index else "" for row in rows)
 
     def _read_parquet(self, path) -> Iterator[str]:

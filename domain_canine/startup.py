@@ -46,7 +46,7 @@ def prepare(args: DomainTrainingArguments) -> str | None:
         run.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--output_dir {str(run)!r} cannot be made: {error.strerror}; give another folder") from error
-    if args.use_wandb:
+    if "wandb" in args.report_to:
         _prepare_wandb(args)
     try:
         for callback in get_reporting_integration_callbacks(args.report_to):
@@ -82,9 +82,9 @@ def print_table(args, model, model_arguments, data_rows, train, objective: str) 
             print(f"{name:>10}  {value}", file=sys.stderr)
 
 
-def print_final(folder: str, metrics: dict[str, float]) -> None:
-    told = f"best weights (validation perplexity {metrics['eval_perplexity']:.3f})" if metrics else "last weights"
-    print(f"saved the {told} to {folder}", file=sys.stderr)
+def print_final(folder: str, which: str, metrics: dict[str, float]) -> None:
+    told = f" (validation perplexity {metrics['eval_perplexity']:.3f})" if metrics else ""
+    print(f"saved the {which} weights{told} to {folder}", file=sys.stderr)
 
 
 def _model_row(model, arguments) -> tuple[str, str]:

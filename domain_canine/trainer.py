@@ -52,6 +52,7 @@ class DomainTrainer(Trainer):
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
         self.meter = Meter()
+        self.saved_step = None
         streamed = isinstance(self.train_dataset, StreamBatches)
         for stock in (ProgressCallback, PrinterCallback):
             self.remove_callback(stock)
@@ -143,6 +144,8 @@ class DomainTrainer(Trainer):
                         f"this run had ended at step {state.global_step:,} ({why}): nothing to train", file=sys.stderr
                     )
                 self.state = state
+                # The weights of the checkpoint, should they be the ones to save.
+                self._load_from_checkpoint(resume_from_checkpoint)
                 return None
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
@@ -162,6 +165,9 @@ class DomainTrainer(Trainer):
     def _save_checkpoint(self, model, trial):
         run, name = Path(self.args.output_dir), f"checkpoint-{self.state.global_step}"
         best = self.state.best_global_step
+        if self.saved_step == self.state.global_step:  # by an evaluation that falls on the end of an epoch
+            return
+        self.saved_step = self.state.global_step
         if self.args.should_save:
             shutil.rmtree(run / checkpoints.WRITING, ignore_errors=True)  # what a killed process left
         self.accelerator.wait_for_everyone()
@@ -181,24 +187,25 @@ class DomainTrainer(Trainer):
             self.accelerator.unwrap_model(self.model).save_pretrained(output_dir, state_dict=state_dict)
             self.processing_class.save_pretrained(output_dir)
 
-    def save_final(self) -> Path | None:
-        """Put the best weights (the last, if nothing was evaluated) and their figures into the run folder.
+    def save_final(self) -> tuple[str, dict[str, float]]:
+        """Put the best weights and their figures into the run folder; the last ones if the best were not kept.
 
         Returns:
-            The checkpoint that they come from, or None where none was saved.
+            ``best`` or ``last``, and the figures of these weights' evaluation (empty if there was none).
         """
-        run = Path(self.args.output_dir)
-        found = checkpoints.whole_checkpoints(run)
-        best = run / f"checkpoint-{self.state.best_global_step}"
-        chosen = best if best in found else found[-1] if found else None
-        if chosen is None:
+        run, state = Path(self.args.output_dir), self.state
+        best = run / f"checkpoint-{state.best_global_step}"
+        which, step = ("best", state.best_global_step) if checkpoints.is_whole(best) else ("last", state.global_step)
+        evaluations = [entry for entry in state.log_history if "eval_loss" in entry and entry["step"] == step]
+        metrics = evaluations[-1] if evaluations else {}
+        if which == "last":
             self.save_model(str(run), _internal_call=True)
         elif self.args.should_save:
-            checkpoints.copy_model(chosen, run)
+            checkpoints.copy_model(best, run)
         if self.args.should_save:
-            (run / "eval_results.json").write_text(json.dumps(self.best_metrics(), indent=1) + "\n")
+            (run / "eval_results.json").write_text(json.dumps(metrics, indent=1) + "\n")
         self.accelerator.wait_for_everyone()
-        return chosen
+        return which, metrics
 
     def init_hf_repo(self, token=None, private=None):
         try:
@@ -209,12 +216,6 @@ class DomainTrainer(Trainer):
                 "  Log in with 'hf auth login' or HF_TOKEN, check --hub_model_id, or leave --push_to_hub out."
             ) from error
 
-    def best_metrics(self) -> dict[str, float]:
-        """The figures of the evaluation that chose the final weights; of the last one, or empty, failing that."""
-        evaluations = [entry for entry in self.state.log_history if "eval_loss" in entry]
-        best = [entry for entry in evaluations if entry["step"] == self.state.best_global_step]
-        return (best or evaluations or [{}])[-1]
-
     def write_run_file(self, *arguments) -> None:
         """The arguments of each start of the run, without secrets; the file also marks the folder as ours."""
         if self.args.should_save:
@@ -222,7 +223,9 @@ class DomainTrainer(Trainer):
             starts = json.loads(path.read_text()) if path.exists() else []
             told = {"started": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "training": self.args.to_dict()}
             starts.append(told | {type(each).__name__: vars(each) for each in arguments})
-            path.write_text(json.dumps(starts, indent=1, default=str) + "\n")
+            written = path.with_suffix(".part")
+            written.write_text(json.dumps(starts, indent=1, default=str) + "\n")
+            written.replace(path)
 
 
 def target_weight(batch: dict[str, torch.Tensor]) -> torch.Tensor:

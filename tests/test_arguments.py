@@ -55,6 +55,33 @@ def test_old_flag_names():
     assert data.dataset == "names.txt" and data.num_samples == 10 and data.streaming
 
 
+def test_the_best_is_the_smallest_or_the_greatest_as_the_metric_wants():
+    assert parse()[2].greater_is_better is False
+    assert parse("--metric_for_best_model", "perplexity")[2].greater_is_better is False
+    assert parse("--metric_for_best_model", "accuracy")[2].greater_is_better is True
+
+
+def test_precision_follows_the_device(monkeypatch):
+    """As far as it can be shown without one: the choice is made from what CUDA says of itself."""
+    chosen = []
+
+    def choose(bf16, capability, *flags):
+        monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+        monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation=True: bf16)
+        monkeypatch.setattr("torch.cuda.get_device_capability", lambda: capability)
+        monkeypatch.setattr("transformers.TrainingArguments.__post_init__", lambda self: setattr(self, "_n_gpu", 2))
+        args = parse(*flags)[2]
+        monkeypatch.undo()
+        assert args._n_gpu == 1
+        chosen.append((args.precision, args.tf32))
+
+    choose(True, (9, 0))
+    choose(False, (7, 5))
+    choose(True, (8, 0), "--no_mixed_precision")
+    choose(True, (8, 0), "--use_cpu")
+    assert chosen == [("bf16", True), ("fp16", None), ("fp32", True), ("fp32", None)]
+
+
 def test_resume_without_a_path_means_the_newest():
     assert parse("--resume_from_checkpoint")[2].resume_from_checkpoint == "newest"
 
@@ -103,6 +130,13 @@ def test_a_file_of_arguments(tmp_path, suffix):
         ("--mask_code_point a", "'a' is no code point"),
         ("--mask_code_point U+0061", "not a private-use code point"),
         ("--mask_code_point U+E001", r"CANINE's \[SEP\]"),
+        ("--seed -1", "--seed must not be negative"),
+        ("--epochs nan", "--num_train_epochs must be above 0, not nan"),
+        ("--learning_rate nan", "--learning_rate must be above 0"),
+        ("--save_only_model", "not for this program"),
+        ("--auto_find_batch_size", "set --per_device_train_batch_size"),
+        ("--hub_strategy every_save", "invalid choice"),
+        ("--metric_for_best_model bleu", "invalid choice: 'bleu'"),
         ("--bf16 --no_mixed_precision", "contradict each other"),
         ("--early_stopping_patience -1", "must not be negative"),
         ("--save_strategy epoch", "invalid choice: 'epoch'"),
@@ -110,7 +144,7 @@ def test_a_file_of_arguments(tmp_path, suffix):
         ("--max_steps 0", "--max_steps must be above 0"),
         ("--objective any_order --span_length 2", "leave --mlm_probability and --span_length out"),
         ("--warmup_steps -5", "must not be negative"),
-        ("--load_best_model_at_end", "always so"),
+        ("--load_best_model_at_end", "always gets the best weights"),
         ("--dataset sample --streaming", "leave --streaming out"),
     ],
 )

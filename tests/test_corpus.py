@@ -54,6 +54,23 @@ def test_no_name_is_on_both_sides_and_sides_do_not_depend_on_order_or_company(tm
     assert set(all_names(other.validation)) != validation
 
 
+def test_duplicates_are_found_however_far_apart(tmp_path, monkeypatch):
+    monkeypatch.setattr(corpus_module, "CHUNK", 50)
+    names = sample_names(1_000)
+    order = np.random.default_rng(0).permutation(3_000) % 1_000
+    (tmp_path / "names.txt").write_text("\n".join(names[i] for i in order))
+    found = load(tmp_path / "names.txt")
+    assert (found.counts["kept"], found.counts["duplicate"]) == (1_000, 2_000)
+    assert set(all_names(found.train)) | set(all_names(found.validation)) == set(names)
+
+
+def test_names_up_to_max_length_less_its_frame_are_kept(tmp_path):
+    lines = [f"{'a' * 60}.{'b' * (n - 65)}.com" for n in (125, 126, 127)]
+    (tmp_path / "names.txt").write_text("\n".join(lines + sample_names(50)))
+    found = load(tmp_path / "names.txt")
+    assert found.counts["over_max_length"] == 1 and found.rejects[0][0] == 3
+
+
 def test_the_split_is_pinned():
     """The same names are held out on every machine and in every version, or old figures would not compare."""
     names = sample_names(1_000)
@@ -104,9 +121,11 @@ def test_the_cache_is_keyed_by_content_and_settings(tmp_path, monkeypatch):
     load(path)
     assert len(built) == 1
     load(path, fraction=0.2)
+    for changed in ({"split_seed": 1}, {"max_length": 64}, {"num_samples": 150}, {"column": "x"}):
+        load(path, **changed)
     path.write_text("\n".join(sample_names(201)))
     assert load(path).counts["kept"] == 201
-    assert len(built) == 3
+    assert len(built) == 7
 
 
 def test_a_killed_build_leaves_nothing_that_loads(tmp_path, monkeypatch):
@@ -139,6 +158,7 @@ def test_bad_data_is_told_clearly(tmp_path):
     wrong(tmp_path, "no.txt.gz", b"example.com\n", "cannot read.*[Gg]zip")
     wrong(tmp_path, "no.parquet", b"example.com\n", "cannot read.*no.parquet")
     wrong(tmp_path, "empty.csv", b"", "it is empty")
+    wrong(tmp_path, "headless.csv", b"a.com\nb.com\n", "has no header, its first row is 'a.com'")
     for missing in (tmp_path / "missing.txt", tmp_path / "missing", "data/domains.txt", "missing.csv.gz"):
         with pytest.raises(UserError, match="no file or folder"):
             open_source(str(missing))

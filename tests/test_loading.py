@@ -16,7 +16,7 @@ from domain_canine.pretrained import SIZES, build_model, build_tokenizer, load_m
 
 # Runs away from the repository, with the package's name blocked; prints one JSON object.
 STRANGER = """
-import json, sys, time, warnings
+import json, sys
 sys.modules["domain_canine"] = None
 folder = sys.argv[1]
 import torch
@@ -40,9 +40,7 @@ fill = pipeline("fill-mask", model=folder, **trust)
 told["fill"] = fill("exam[MASK]le.com")
 told["top_1"] = fill("exam[MASK]le.com", top_k=1)
 told["several"] = [[each["token_str"] for each in row] for row in fill("e[MASK]am[MASK]le.com", top_k=2)]
-started = time.perf_counter()
 told["targets"] = fill("exam[MASK]le.com", targets=["p", "b"])
-told["targets_seconds"] = time.perf_counter() - started
 told["batch"] = [row[0]["token_str"] for row in fill(["exam[MASK]le.com", "a-much-longer-name[MASK].co.uk"], batch_size=2)]
 told["alone"] = [fill(name)[0]["token_str"] for name in ["exam[MASK]le.com", "a-much-longer-name[MASK].co.uk"]]
 # And the encoder without any code of ours.
@@ -87,7 +85,7 @@ def test_a_checkpoint_loads_where_the_package_is_not(tmp_path):
     best = told["fill"][0]
     assert best["token_str"] == chr(best["token"]) and best["sequence"] == f"exam{best['token_str']}le.com"
     assert [len(row) for row in told["several"]] == [2, 2]
-    assert {each["token_str"] for each in told["targets"]} == {"p", "b"} and told["targets_seconds"] < 0.3
+    assert {each["token_str"] for each in told["targets"]} == {"p", "b"}
     assert told["batch"] == told["alone"]
     assert told["stock"] == ["CanineModel", []] and told["stock_class"] == "CanineModel"
     assert told["stock_classifier"] == "CanineForSequenceClassification"
@@ -146,6 +144,12 @@ def test_overrides_and_the_mask_reach_the_config():
         "num_hidden_layers=many",
         "hidden_size=100",
         "hidden_act=none",
+        "num_hidden_layers=-1",
+        "num_hidden_layers=1.7",
+        "mask_code_point=97",
+        "num_attention_heads=0",
+        "num_hash_functions=32",
+        "num_hash_buckets=16",
         "vocab_size=64",
     ):
         with pytest.raises(UserError, match="--config_overrides"):
@@ -165,6 +169,17 @@ def test_what_is_no_canine_is_refused(tmp_path, model):
     shutil.copy(tmp_path / "bert" / "config.json", tmp_path / "empty.json")
     (tmp_path / "ours" / "model.safetensors").write_bytes(b"torn")
     with pytest.raises(UserError, match="cannot load the model"):
+        load_model(str(tmp_path / "ours"))
+
+
+def test_a_checkpoint_without_a_weight_of_the_encoder_is_refused(tmp_path, model):
+    from safetensors.torch import load_file, save_file
+
+    model.save_pretrained(tmp_path / "ours")
+    state = load_file(tmp_path / "ours" / "model.safetensors")
+    del state["canine.projection.conv.weight"]
+    save_file(state, tmp_path / "ours" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match="lacks 1 weights of the encoder, canine.projection.conv.weight"):
         load_model(str(tmp_path / "ours"))
 
 

@@ -92,6 +92,11 @@ def test_eighty_ten_ten():
     assert abs(kept - (0.1 + 0.1 / 37)) < 0.01
     others = set(found[found != MASK].tolist())
     assert others == {ord(character) for character in NAME_CHARACTERS}
+    # Each as often as the others: the draw of the character shares no bits with the draw of the kind.
+    counts = torch.bincount(found[(found != MASK) & (found != ord("q"))], minlength=128)[
+        [ord(c) for c in NAME_CHARACTERS if c != "q"]
+    ]
+    assert ((counts - counts.float().mean()).abs() < 5 * counts.float().mean().sqrt()).all()
 
 
 def test_masks_only_and_all_kept():
@@ -99,6 +104,12 @@ def test_masks_only_and_all_kept():
     assert (shown(only) == MASK).all()
     kept = many(DataCollatorForCodePointMasking(mask_replace_prob=0.0, random_replace_prob=0.0))
     assert (kept["input_ids"][:, 1:-1] == ord("q")).all()
+    for custom in (
+        DataCollatorForCodePointMasking(mask_code_point=CLS),
+        DataCollatorForCodePointMasking(mask_code_point=CLS).for_evaluation(),
+    ):
+        batch = many(custom)
+        assert (shown(batch) == CLS).float().mean() > 0.7 and not (batch["input_ids"] == MASK).any()
     other = many(DataCollatorForCodePointMasking(mask_replace_prob=1.0, random_replace_prob=0.0, mask_code_point=CLS))
     assert (shown(other) == CLS).all()
 
@@ -136,6 +147,8 @@ def test_spans_are_runs():
     assert np.mean(runs) < 2.6 < 4 < np.mean(single_runs)
     counts = np.bincount(positions[:, :6].ravel(), minlength=22)[1:21]
     assert counts.min() > 0.6 * counts.mean()
+    # Runs begin anywhere, for the blocks are shifted from name to name.
+    assert {int(row[0]) % 3 for row in positions[:, :6]} == {0, 1, 2}
 
 
 def test_any_order_masks_any_number_and_weights_it():

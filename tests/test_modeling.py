@@ -173,6 +173,16 @@ def test_outputs_as_users_of_transformers_expect(model):
     assert len(model(ids, output_attentions=True).attentions) == SMALL["num_hidden_layers"] + 2
 
 
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_attention_weights_are_dropped_in_training(config, attention):
+    config.hidden_dropout_prob = 0.0
+    model = DomainCanineForMaskedLM(config).train()
+    model.set_attn_implementation(attention)
+    ids = random_names(9)
+    assert not torch.equal(model(ids).logits, model(ids).logits)
+    assert torch.equal(model.eval()(ids).logits, model(ids).logits)
+
+
 def test_embeddings_can_stand_for_code_points(model):
     ids = random_names(9)
     embeddings = model.canine.char_embeddings.code_points(ids)

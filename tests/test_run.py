@@ -14,6 +14,7 @@ from conftest import ROOT
 from domain_canine.errors import UserError
 
 BIN = Path(sys.executable).parent
+SECRET = "hf_thisIsNobodysToken"
 QUICK = "--model_size tiny --epochs 1 --batch_size 32 --config_overrides num_hidden_layers=1,hidden_size=32".split()
 
 
@@ -59,7 +60,9 @@ def trained(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("trained")
     (folder / "names.txt").write_text("\n".join(sample_names(200)) + "\nbad name\n")
-    done = launch("--dataset", folder / "names.txt", "--output_dir", folder / "run", *QUICK)
+    done = launch(
+        "--dataset", folder / "names.txt", "--output_dir", folder / "run", *QUICK, "--hub_token", SECRET
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return folder / "run", done
 
@@ -79,6 +82,44 @@ def test_a_run_says_what_it_does_and_leaves_a_model(trained):
     assert not any(name.endswith((".bin", ".pt")) for name in names)
     card = (run / "README.md").read_text()
     assert card.startswith("---\n") and "perplexity" in card and "fill-mask" in card
+
+
+def test_a_token_is_in_no_file_and_no_message(trained):
+    run, done = trained
+    assert SECRET not in done.stdout + done.stderr
+    files = [path for path in run.rglob("*") if path.is_file()]
+    assert len(files) > 15
+    assert not [path for path in files if SECRET.encode() in path.read_bytes()]
+
+
+def test_two_processes_train_as_one(tmp_path):
+    """Uneven last batches included: the same losses at every step, the same figures, one checkpoint."""
+    same = [*QUICK, "--config_overrides", "num_hidden_layers=1,hidden_size=32,hidden_dropout_prob=0,attention_probs_dropout_prob=0",
+            "--dataset", "sample", "--num_samples", "421", "--learning_rate", "1e-3", "--warmup_steps", "1", "--logging_steps", "1",
+            "--use_cpu"]  # fmt: skip
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29713"]
+    two = [
+        *torchrun,
+        ROOT / "run_mlm_domains.py",
+        *same,
+        "--batch_size",
+        "16",
+        "--ddp_backend",
+        "gloo",
+        "--output_dir",
+        tmp_path / "2",
+    ]
+    one = [sys.executable, ROOT / "run_mlm_domains.py", *same, "--batch_size", "64", "--gradient_accumulation_steps", "1",
+           "--output_dir", tmp_path / "1"]  # fmt: skip
+    states = []
+    for command, name in ((two, "2"), (one, "1")):
+        done = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=ROOT)
+        assert done.returncode == 0, done.stderr
+        assert done.stderr.count("saved the best weights") == 1 and "64 names a step" in done.stderr
+        states.append(json.loads((tmp_path / name / "checkpoint-6" / "trainer_state.json").read_text())["log_history"])
+    for key in ("loss", "grad_norm", "eval_loss", "eval_accuracy", "eval_masked_characters"):
+        left, right = ([entry[key] for entry in history if key in entry] for history in states)
+        assert len(left) == len(right) >= 1 and left == pytest.approx(right, rel=1e-4), key
 
 
 def test_the_model_fills_in_a_process_of_its_own(trained):
@@ -121,11 +162,11 @@ def test_wandb_offline_never_asks(tmp_path, names_file, terminal):
         "WANDB_API_KEY": "",
         "NETRC": str(tmp_path / "none"),
     }
-    arguments = ["--dataset", names_file, "--output_dir", tmp_path / "run", *QUICK, "--use_wandb", "--logging_steps", 1]
+    arguments = ["--dataset", names_file, "--output_dir", tmp_path / "run", *QUICK, "--logging_steps", 1]
     if terminal:
-        said = launch_on_a_terminal(*arguments, **environment)
+        said = launch_on_a_terminal(*arguments, "--report_to", "wandb", **environment)
     else:
-        done = launch(*arguments, **environment)
+        done = launch(*arguments, "--use_wandb", **environment)
         said = done.stderr
         assert done.returncode == 0, said
     assert "logging offline" in said and "saved the best weights" in said

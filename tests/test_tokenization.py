@@ -1,5 +1,3 @@
-import time
-
 import pytest
 
 from domain_canine.tokenization_domain_canine import CLS, MASK, SEP, DomainCanineTokenizer
@@ -34,12 +32,13 @@ def test_saving_keeps_the_mask(tmp_path, mask):
     DomainCanineTokenizer(mask_code_point=mask, model_max_length=64).save_pretrained(tmp_path)
     loaded = DomainCanineTokenizer.from_pretrained(tmp_path)
     assert loaded.mask_token_id == mask and loaded.model_max_length == 64
+    assert loaded.get_vocab()["[MASK]"] == mask and loaded.bos_token is None and loaded.eos_token is None
     assert loaded("a[MASK]").input_ids == [CLS, 97, mask, SEP]
     assert (loaded.cls_token_id, loaded.sep_token_id, loaded.pad_token_id) == (CLS, SEP, 0)
 
 
-def test_vocabulary_lists_classes_quickly(tokenizer):
-    started = time.perf_counter()
+def test_vocabulary_lists_the_classes_only(tokenizer):
+    """And so ``targets=`` of a pipeline is quick: all code points would take 0.6 s."""
     vocabulary = tokenizer.get_vocab()
-    assert time.perf_counter() - started < 0.05
+    assert len(vocabulary) == 128 + 4 == len(DomainCanineTokenizer(vocab_size=300).get_vocab()) - 172
     assert vocabulary["a"] == 97 and vocabulary["[MASK]"] == MASK and tokenizer.vocab_size == 128

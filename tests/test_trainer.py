@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +12,18 @@ from conftest import SMALL
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
-from domain_canine import DataCollatorForCodePointMasking, DomainCanineConfig, DomainCanineForMaskedLM, checkpoints
+from domain_canine import (
+    DataCollatorForCodePointMasking,
+    DomainCanineConfig,
+    DomainCanineForMaskedLM,
+    DomainCanineModel,
+    checkpoints,
+)
 from domain_canine.arguments import DomainTrainingArguments
-from domain_canine.batches import NameBatches, StreamBatches
+from domain_canine.batches import NameBatches
+from domain_canine.errors import UserError
 from domain_canine.masking import IGNORED
-from domain_canine.metrics import figures, masked_sums, suffix_positions
+from domain_canine.metrics import figures
 from domain_canine.pretrained import build_tokenizer
 from domain_canine.sample import sample_names
 from domain_canine.table import table_of
@@ -162,14 +170,101 @@ def test_the_best_checkpoint_outlives_rotation_and_becomes_the_final_model(tmp_p
     best = f"checkpoint-{trainer.state.best_global_step}"
     kept = [path.name for path in checkpoints.whole_checkpoints(tmp_path)]
     assert kept == ["checkpoint-10", "checkpoint-25", "checkpoint-30"] and best == kept[0]
-    trainer.save_final()
+    which, metrics = trainer.save_final()
+    assert which == "best" and metrics["eval_loss"] == 1.0 and metrics["step"] == 10
+    assert json.loads((tmp_path / "eval_results.json").read_text()) == metrics
     final, chosen = load_file(tmp_path / "model.safetensors"), load_file(tmp_path / best / "model.safetensors")
     assert_equal(final, chosen)
     names = {entry.name for entry in tmp_path.iterdir() if entry.is_file()}
     assert {"config.json", "tokenizer_config.json", "modeling_domain_canine.py"} <= names
     assert not any(checkpoints.STATE.fullmatch(name) for name in names)
-    losses = entries(trainer, "eval_loss")
-    assert trainer.best_metrics()["eval_loss"] == min(losses)
+
+
+def test_without_checkpoints_the_last_weights_are_the_final_ones_and_said_to_be(tmp_path, told_losses):
+    told_losses(1.0, 2.0)
+    trainer = make_trainer(tmp_path, save_strategy="no")
+    trainer.train()
+    assert not list(tmp_path.glob("checkpoint-*"))
+    which, metrics = trainer.save_final()
+    assert which == "last" and metrics["eval_loss"] == 2.0
+    assert_equal(load_file(tmp_path / "model.safetensors"), weights(trainer))
+
+
+@pytest.mark.parametrize("damage", ["tear", "weights", "optimizer.pt", "rng_state.pth", "trainer_state.json"])
+def test_a_broken_checkpoint_is_passed_over_with_a_warning(finished, tmp_path, capsys, damage):
+    for name in ("checkpoint-9", "checkpoint-10"):
+        shutil.copytree(Path(finished.args.output_dir) / name, tmp_path / name)
+    newest = tmp_path / "checkpoint-10"
+    if damage == "tear":
+        (newest / "model.safetensors").write_bytes((newest / "model.safetensors").read_bytes()[:-100])
+    else:
+        (newest / damage.replace("weights", "model.safetensors")).unlink()
+    assert checkpoints.to_resume_from(tmp_path, "newest") == str(tmp_path / "checkpoint-9")
+    assert "checkpoint-10 is not whole and is passed over" in capsys.readouterr().err
+    with pytest.raises(UserError, match="is not a whole checkpoint"):
+        checkpoints.to_resume_from(tmp_path, str(newest))
+
+
+@pytest.mark.parametrize(("strategy", "steps"), [("epoch", 5), ("epoch", 3), ("steps", 5), ("steps", 4)])
+def test_no_step_is_saved_twice_and_none_before_its_evaluation(tmp_path, monkeypatch, strategy, steps):
+    happened = []
+    moved = checkpoints.move_in
+    monkeypatch.setattr(checkpoints, "move_in", lambda a, b: (happened.append(b.name), moved(a, b)))
+    trainer = make_trainer(tmp_path, save_steps=steps, eval_strategy=strategy, eval_steps=steps)
+
+    class Watch(TrainerCallback):
+        def on_evaluate(self, args, state, control, **kwargs):
+            happened.append(f"evaluation-{state.global_step}")
+
+    trainer.add_callback(Watch())
+    trainer.train()
+    assert len(happened) == len(set(happened))
+    for step in (5, 10):
+        if f"evaluation-{step}" in happened:
+            assert happened.index(f"evaluation-{step}") < happened.index(f"checkpoint-{step}")
+    assert "checkpoint-10" in happened
+
+
+def test_what_a_killed_write_left_is_not_taken_over(tmp_path):
+    junk = tmp_path / checkpoints.WRITING / "checkpoint-5" / "junk"
+    junk.parent.mkdir(parents=True)
+    junk.write_text("half")
+    make_trainer(tmp_path, num_train_epochs=1).train()
+    assert not (tmp_path / "checkpoint-5" / "junk").exists() and not junk.exists()
+
+
+def test_training_masks_differ_between_epochs(finished):
+    dataset = finished.train_dataset
+    shown = []
+    for epoch in (0, 1):
+        rows = [dataset.plan.rows(epoch, step, micro) for step in range(5) for micro in range(2)]
+        masked = {}
+        for index, names in enumerate(rows):
+            batch = dataset[(epoch, index)]
+            masked |= {int(row): positions for row, positions in zip(names, batch["masked_positions"].tolist())}
+        shown.append(masked)
+    assert shown[0].keys() == shown[1].keys() and len(shown[0]) == NAMES
+    assert sum(shown[0][row][:1] != shown[1][row][:1] for row in shown[0]) > NAMES / 2
+
+
+def test_a_logged_loss_is_that_of_its_own_steps(finished, tmp_path):
+    every, second = entries(finished, "loss"), make_trainer(tmp_path, save_steps=3, logging_steps=2)
+    second.train()
+    for i, loss in enumerate(entries(second, "loss")):
+        assert min(every[2 * i : 2 * i + 2]) - 1e-6 <= loss <= max(every[2 * i : 2 * i + 2]) + 1e-6
+
+
+def test_inputs_fill_whole_molecules_and_no_more(finished, monkeypatch):
+    slots = []
+    original = DomainCanineModel.forward
+    layer = finished.model.canine.initial_char_encoder
+    monkeypatch.setattr(layer, "forward", lambda states, *rest: (slots.append(states.shape[1]), states)[1])
+    for index in range(10):
+        batch = finished.train_dataset[(0, index)]
+        assert batch["input_ids"].shape[1] % 4 == 2
+        longest = int(batch["attention_mask"].sum(1).max())
+        original(finished.model.canine, batch["input_ids"], batch["attention_mask"])
+        assert slots[-1] == 4 * math.ceil((longest + 2) / 4)
 
 
 def test_early_stopping_counts_evaluations_and_survives_a_resume(tmp_path, told_losses):
@@ -185,7 +280,7 @@ def test_early_stopping_counts_evaluations_and_survives_a_resume(tmp_path, told_
     # What stopped early stays stopped.
     again = make_trainer(tmp_path, **options)
     again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-25"))
-    assert again.state.global_step == 25 and again.best_metrics()["eval_loss"] == 1.0
+    assert again.state.global_step == 25 and again.save_final()[1]["eval_loss"] == 1.0
 
 
 def test_a_finished_run_is_not_trained_on(finished, tmp_path):
@@ -193,14 +288,16 @@ def test_a_finished_run_is_not_trained_on(finished, tmp_path):
     again = make_trainer(run, save_steps=3)
     again.train(resume_from_checkpoint=str(run / "checkpoint-10"))
     assert again.state.global_step == 10 and not (run / "checkpoint-11").exists()
-    assert again.best_metrics()["eval_loss"] == finished.best_metrics()["eval_loss"]
+    assert_equal(weights(again), weights(finished))
+    with pytest.raises(UserError, match="would mix two runs"):
+        checkpoints.to_resume_from(run, str(run / "checkpoint-6"))
 
 
 def test_the_best_of_another_run_is_none_of_ours(finished, tmp_path):
     elsewhere = make_trainer(tmp_path, num_train_epochs=3, learning_rate=1e-9)
     elsewhere.train(resume_from_checkpoint=str(Path(finished.args.output_dir) / "checkpoint-10"))
     assert elsewhere.state.best_global_step == 15
-    assert elsewhere.best_metrics()["step"] == 15
+    assert elsewhere.save_final()[1]["step"] == 15
 
 
 def test_evaluation_is_exact_and_repeats(finished):
@@ -269,79 +366,3 @@ def test_any_order_runs_and_its_loss_is_a_bound_per_character(tmp_path):
         sums += (nats.sum(1) * batch["loss_weights"]).sum().item()
         characters += (batch["attention_mask"].sum() - 2 * len(nats)).item()
     assert entries(trainer, "eval_loss")[-1] == pytest.approx(sums / characters, rel=1e-5)
-
-
-def test_a_stream_trains_and_never_on_a_validation_name(tmp_path):
-    class Source:
-        description = "a list"
-
-        def lines(self):
-            return iter(sample_names(300))
-
-    stream = StreamBatches(Source(), 128, DataCollatorForCodePointMasking(), 16, 0, 1, 0.2, 0, None, 1)
-    table, lengths, _ = stream.validation()
-    held = set(table.names(np.arange(len(table))))
-    batches = iter(stream)
-    seen = set()
-    for _ in range(40):
-        batch = next(batches)
-        truth = batch["input_ids"].clone()
-        target = batch["labels"] != IGNORED
-        truth[target.nonzero()[:, 0], batch["masked_positions"][target]] = batch["labels"][target]
-        seen |= {"".join(chr(x) for x in row.tolist() if 0 < x < 128) for row in truth}
-    assert held and len(held) + len(seen) == 300 and not held & seen
-    trainer = make_trainer(tmp_path, max_steps=6, eval_strategy="steps", eval_steps=3)
-    streamed = DomainTrainer(
-        model=trainer.model, args=trainer.args, train_dataset=stream,
-        eval_dataset=NameBatches(table, lengths, trainer.eval_dataset.collator, 16, evaluation=True),
-        processing_class=trainer.processing_class,
-    )  # fmt: skip
-    streamed.train()
-    assert streamed.state.global_step == 6 and len(entries(streamed, "eval_loss")) == 2
-    assert [path.name for path in checkpoints.whole_checkpoints(tmp_path)] == ["checkpoint-3", "checkpoint-6"]
-
-
-def test_figures_by_hand():
-    logits = torch.full((1, 3, 128), -40.0)
-    logits[0, 0, [97, 98]] = math.log(0.5)
-    logits[0, 1, 46] = 0.0
-    labels = torch.tensor([[97, 46, IGNORED]])
-    told = figures(masked_sums(logits, labels, suffix=torch.tensor([[False, True, False]])))
-    assert told["loss"] == pytest.approx(math.log(2) / 2, abs=1e-5)
-    assert told["perplexity"] == pytest.approx(math.sqrt(2), abs=1e-5)
-    assert (told["perplexity_name"], told["perplexity_suffix"]) == pytest.approx((2.0, 1.0), abs=1e-5)
-    assert told["bits_per_character"] == pytest.approx(0.5, abs=1e-5)
-    assert told["accuracy_top5"] == 1.0 and told["masked_characters"] == 2
-    assert math.isnan(figures(torch.zeros(9))["loss"])
-
-
-def test_the_suffix_begins_at_the_last_dot_even_when_it_is_masked():
-    ids = torch.tensor([[57344, 97, 46, 98, 57347, 57347, 57345]])
-    batch = {"input_ids": ids, "masked_positions": torch.tensor([[4, 5, 0]]), "labels": torch.tensor([[46, 99, -100]])}
-    assert suffix_positions(batch).tolist()[0][:2] == [True, True]
-    batch["labels"] = torch.tensor([[100, 99, -100]])
-    assert suffix_positions(batch).tolist()[0][:2] == [True, True]  # behind the dot at 2
-    batch["masked_positions"] = torch.tensor([[1, 5, 0]])
-    assert suffix_positions(batch).tolist()[0][:2] == [False, True]
-
-
-def test_evaluate_load_finds_the_metric(tmp_path):
-    evaluate = pytest.importorskip("evaluate")
-    from conftest import ROOT
-
-    metric = evaluate.load(str(ROOT / "domain_canine" / "masked_characters.py"), cache_dir=str(tmp_path))
-    logits = np.full((2, 128), -40.0)
-    logits[:, [97, 98]] = math.log(0.5)
-    told = metric.compute(predictions=logits.tolist(), references=[97, 99])
-    assert told["accuracy_top5"] >= 0.5 and told["masked_characters"] == 2 and told["loss"] > 15
-
-
-def test_the_mean_of_the_latest_batches():
-    from domain_canine.trainer import Meter
-
-    meter = Meter(batches=2)
-    assert math.isnan(meter.loss())
-    for nats, weight in ((100.0, 1.0), (3.0, 1.0), (1.0, 3.0)):
-        meter.add(torch.tensor(nats), torch.tensor(weight))
-    assert meter.loss() == pytest.approx(1.0)
-    assert meter.since_log.tolist() == [104.0, 5.0]
