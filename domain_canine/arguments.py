@@ -58,6 +58,9 @@ REFUSED = {
     "dataloader_drop_last": "every name is used once an epoch",
     "label_smoothing_factor": "the loss is the exact one",
     "auto_find_batch_size": "batches are planned for the whole run; set --per_device_train_batch_size",
+    "torch_compile": "torch 2.13 cannot compile the model for changing lengths (inductor: ValueRangeError)",
+    "torch_compile_backend": "see --torch_compile",
+    "torch_compile_mode": "see --torch_compile",
     "fp16_full_eval": "evaluation runs in the precision of the training",
     "bf16_full_eval": "evaluation runs in the precision of the training",
 }
