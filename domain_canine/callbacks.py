@@ -56,7 +56,7 @@ class ProgressBar(TrainerCallback):
         self.meter, self.names_per_step = meter, names_per_step
         # Into a file, a line now and then; on a terminal, twice a second.
         self.interval = 0.5 if sys.stderr.isatty() else 30.0
-        self.bar = None
+        self.bar = self.evaluation = None
 
     def on_train_begin(self, args, state, control, **kwargs):
         if state.is_world_process_zero and not args.disable_tqdm:
@@ -82,7 +82,17 @@ class ProgressBar(TrainerCallback):
             self.bar.refresh()
             self._restart(state)
 
+    def on_prediction_step(self, args, state, control, eval_dataloader=None, **kwargs):
+        if self.bar is not None:
+            if self.evaluation is None:
+                self.evaluation = tqdm(total=len(eval_dataloader), desc="evaluating", leave=False, unit=" batches")
+                self.evaluation.mininterval = self.interval
+            self.evaluation.update()
+
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
+        if self.evaluation is not None:
+            self.evaluation.close()
+            self.evaluation = None
         if self.bar is not None and "eval_loss" in metrics:
             self.bar.n = state.global_step
             self.bar.write(evaluation_line(metrics, state), file=sys.stderr)

@@ -107,6 +107,30 @@ def test_a_stream_with_one_side_alone_is_refused():
         make_stream(trained).validation()
 
 
+@pytest.mark.parametrize(("flags", "steps", "every"), [
+    ({}, 3 * (8_000 // 64), 8_000 // 64),
+    ({"max_steps": 50}, 50, 50),
+    ({"eval_strategy": "steps", "eval_steps": 7}, 3 * (8_000 // 64), 7),
+])  # fmt: skip
+def test_a_stream_takes_its_length_from_the_metadata(tmp_path, monkeypatch, config, flags, steps, every):
+    class Source:
+        description = "a list"
+
+        def lines(self):
+            return iter(sample_names(300))
+
+        def count(self):
+            return 10_000
+
+    monkeypatch.setattr("domain_canine.data.open_source", lambda *args, **kwargs: Source())
+    args = DomainTrainingArguments(
+        output_dir=str(tmp_path), num_train_epochs=3, per_device_train_batch_size=32, use_cpu=True, **flags
+    )
+    data = DataArguments(dataset="some/names", streaming=True, validation_split=0.2)
+    build_batches(data, args, build_collator(data, args, config))
+    assert (args.max_steps, args.eval_steps, args.eval_strategy.value) == (steps, every, "steps")
+
+
 def test_flags_reach_the_collator_and_the_batches(tmp_path, names_file, config):
     config.mask_code_point = 0xE123
     data = DataArguments(

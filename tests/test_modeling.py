@@ -1,5 +1,8 @@
 """The contracts of the model: parity with stock CANINE, and outputs that do not depend on padding or batch mates."""
 
+import itertools
+import math
+
 import pytest
 import torch
 from conftest import SMALL
@@ -135,6 +138,37 @@ def test_loss_is_the_mean_over_targets(model):
         assert torch.allclose(loss, weighted, atol=1e-5)
         empty = model(ids, masked_positions=positions, labels=torch.full_like(labels, -100))
         assert empty.loss == 0
+
+
+def test_any_order_loss_of_the_model_is_the_mean_over_all_orders_of_a_name(model):
+    """log p over each of the 24 orders of revealing 4 characters, one forward pass a step; against weighted losses."""
+    name = random_names(4)
+    n = 4
+
+    def masked(positions):
+        ids = name.clone()
+        ids[0, [p + 1 for p in positions]] = 0xE003
+        return ids
+
+    with torch.no_grad():
+        per_order = []
+        for order in itertools.permutations(range(n)):
+            nats = 0.0
+            for step, position in enumerate(order):
+                logits = model(masked(order[step:])).logits[0, position + 1].log_softmax(-1)
+                nats -= logits[name[0, position + 1]].item()
+            per_order.append(nats)
+        expected = sum(per_order) / len(per_order)
+        found = 0.0
+        for k in range(1, n + 1):
+            for subset in itertools.combinations(range(n), k):
+                positions = torch.tensor([subset]) + 1
+                loss = model(
+                    masked(subset), masked_positions=positions, labels=name.gather(1, positions),
+                    loss_weights=torch.tensor([n / k]), num_items_in_batch=1,
+                ).loss  # fmt: skip
+                found += loss.item() / n / math.comb(n, k)  # k uniform over 1 .. 4, then the subset
+    assert found == pytest.approx(expected, rel=1e-5)
 
 
 def test_code_points_beyond_the_classes_are_inputs(model):

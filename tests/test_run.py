@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from test_loading import ask_stranger
 
 from domain_canine.errors import UserError
 
@@ -82,6 +83,15 @@ def test_a_run_says_what_it_does_and_leaves_a_model(trained):
     assert not any(name.endswith((".bin", ".pt")) for name in names)
     card = (run / "README.md").read_text()
     assert card.startswith("---\n") and "perplexity" in card and "fill-mask" in card
+
+
+def test_every_folder_of_a_run_loads_where_the_package_is_not(trained, tmp_path):
+    run, _ = trained
+    folders = [run, *run.glob("checkpoint-*")]
+    assert len(folders) == 2
+    for folder in folders:
+        told = ask_stranger(folder, tmp_path)
+        assert told["masked"] == ["DomainCanineForMaskedLM", 0, 0] and told["stock"] == ["CanineModel", []]
 
 
 def test_a_token_is_in_no_file_and_no_message(trained):
