@@ -22,7 +22,7 @@ def main() -> int:
     startup.silence_libraries()
     parser = Parser((ModelArguments, DataArguments, DomainTrainingArguments), description=__doc__.splitlines()[0])
     model_arguments, data_arguments, args = parser.parse(sys.argv[1:])
-    checkpoint = startup.prepare(args)
+    checkpoint = startup.prepare(args, model_arguments, data_arguments)
 
     model = build_model(model_arguments)
     tokenizer = build_tokenizer(model, data_arguments.max_length)
@@ -38,7 +38,7 @@ def main() -> int:
         eval_dataset=validation,
         processing_class=tokenizer,
     )
-    trainer.write_run_file(model_arguments, data_arguments)
+    startup.record(args, model_arguments, data_arguments)
     trainer.train(resume_from_checkpoint=checkpoint)
 
     which, metrics = trainer.save_final()

@@ -195,6 +195,8 @@ class DomainTrainingArguments(TrainingArguments):
         aliases=["--resume_from"], nargs="?", const="newest",
     )  # fmt: skip
 
+    allow_changed_run: bool = flag(False, "Resume although data, split, model, seed or batch differ from the run's.")
+
     def __post_init__(self):
         positive(
             self, "num_train_epochs", "per_device_train_batch_size", "per_device_eval_batch_size", "learning_rate",

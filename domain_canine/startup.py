@@ -16,8 +16,9 @@ from transformers.trainer_utils import enable_full_determinism
 from transformers.utils import logging as transformers_logging
 
 from . import checkpoints
-from .arguments import DomainTrainingArguments
+from .arguments import DataArguments, DomainTrainingArguments, ModelArguments
 from .errors import UserError, first_line
+from .run_file import refuse_changed_run, settings, write_run_file
 
 
 def silence_libraries() -> None:
@@ -30,18 +31,23 @@ def silence_libraries() -> None:
     transformers_logging.disable_progress_bar()
 
 
-def prepare(args: DomainTrainingArguments) -> str | None:
+def prepare(
+    args: DomainTrainingArguments, model_arguments: ModelArguments, data_arguments: DataArguments
+) -> str | None:
     """Check the output folder, find the checkpoint to resume from, seed everything, get W&B ready.
 
     Returns:
         The checkpoint's path, or None.
 
     Raises:
-        UserError: the folder is taken, there is no such checkpoint, or what is to be reported to is not installed.
+        UserError: the folder is taken, there is no such checkpoint, it is of another run, or what is to be reported
+            to is not installed.
     """
     run = Path(args.output_dir)
     checkpoints.refuse_foreign_folder(run, resuming=args.resume_from_checkpoint is not None)
     checkpoint = checkpoints.to_resume_from(run, args.resume_from_checkpoint)
+    if checkpoint is not None and not args.allow_changed_run:
+        refuse_changed_run(checkpoint, settings(model_arguments, data_arguments, args))
     try:
         run.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -55,6 +61,12 @@ def prepare(args: DomainTrainingArguments) -> str | None:
         raise UserError(f"--report_to {' '.join(args.report_to)}: {first_line(error)}") from error
     enable_full_determinism(args.seed) if args.full_determinism else set_seed(args.seed)
     return checkpoint
+
+
+def record(args, model_arguments, data_arguments) -> None:
+    """Write the run's arguments into its folder, which marks it as ours."""
+    if args.process_index == 0:
+        write_run_file(args, settings(model_arguments, data_arguments, args))
 
 
 def _prepare_wandb(args) -> None:

@@ -3,7 +3,6 @@
 import json
 import shutil
 import sys
-import time
 from collections import deque
 from pathlib import Path
 
@@ -215,17 +214,6 @@ class DomainTrainer(Trainer):
                 f"--push_to_hub: the Hub does not take a repository from here: {first_line(error)}\n"
                 "  Log in with 'hf auth login' or HF_TOKEN, check --hub_model_id, or leave --push_to_hub out."
             ) from error
-
-    def write_run_file(self, *arguments) -> None:
-        """The arguments of each start of the run, without secrets; the file also marks the folder as ours."""
-        if self.args.should_save:
-            path = Path(self.args.output_dir) / checkpoints.RUN_FILE
-            starts = json.loads(path.read_text()) if path.exists() else []
-            told = {"started": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "training": self.args.to_dict()}
-            starts.append(told | {type(each).__name__: vars(each) for each in arguments})
-            written = path.with_suffix(".part")
-            written.write_text(json.dumps(starts, indent=1, default=str) + "\n")
-            written.replace(path)
 
 
 def target_weight(batch: dict[str, torch.Tensor]) -> torch.Tensor:

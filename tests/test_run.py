@@ -150,14 +150,23 @@ def test_a_folder_with_a_run_is_not_overwritten_but_resumed(trained, monkeypatch
     with pytest.raises(UserError, match="holds an earlier run; add --resume_from_checkpoint"):
         call_main(monkeypatch, *data, *QUICK)
     assert (run / "model.safetensors").read_bytes() == weights
-    assert call_main(monkeypatch, *data, *QUICK, "--epochs", 2, "--resume_from_checkpoint", "--use_cpu") == 0
+    resume = ("--epochs", 2, "--resume_from_checkpoint", "--use_cpu")
+    # As another run it is not gone on with.
+    with pytest.raises(UserError, match=r"(?s)started otherwise:\n  split_seed +0 -> 5\n.*--allow_changed_run"):
+        call_main(monkeypatch, *data, *QUICK, *resume, "--split_seed", 5)
+    with pytest.raises(UserError, match=r"names a step +64 -> 32\n"):
+        call_main(monkeypatch, *data, *QUICK, *resume, "--batch_size", 16)
+    assert (run / "model.safetensors").read_bytes() == weights
+    # The same batch in other shares is the same run.
+    shares = ("--batch_size", 16, "--gradient_accumulation_steps", 4)
+    assert call_main(monkeypatch, *data, *QUICK, *resume, *shares) == 0
     assert "epoch 2.00" in capsys.readouterr().err
     weights, again = (run / "model.safetensors").read_bytes(), weights
     assert weights != again
     starts = json.loads((run / "run_arguments.json").read_text())
     assert [start["training"]["num_train_epochs"] for start in starts] == [1, 2]
     # And once more: the run has ended.
-    assert call_main(monkeypatch, *data, *QUICK, "--epochs", 2, "--resume_from_checkpoint", "--use_cpu") == 0
+    assert call_main(monkeypatch, *data, *QUICK, *resume) == 0
     said = capsys.readouterr().err
     assert "this run had ended at step 6 (of 6): nothing to train" in said and "saved the best weights" in said
     assert (run / "model.safetensors").read_bytes() == weights and not (run / "checkpoint-7").exists()

@@ -1,0 +1,42 @@
+"""The arguments of a run, on disk in its folder: they mark the folder as ours, and tell a resume of another run."""
+
+import json
+import time
+from pathlib import Path
+
+from .checkpoints import RUN_FILE
+from .errors import UserError
+
+
+def settings(model_arguments, data_arguments, args) -> dict:
+    """What makes two runs the same: the model, the names and their masks, the seeds, the names a step."""
+    step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+    seeds = {"seed": args.seed, "data_seed": args.data_seed}
+    return vars(model_arguments) | vars(data_arguments) | seeds | {"names a step": step}
+
+
+def refuse_changed_run(checkpoint: str, now: dict) -> None:
+    """A resume goes on with the run that the checkpoint is of: no held-out name is trained on by accident.
+
+    Raises:
+        UserError: a setting differs from that of the run's latest start.
+    """
+    path = Path(checkpoint).parent / RUN_FILE
+    before = json.loads(path.read_text())[-1]["settings"] if path.is_file() else now
+    different = [name for name in now if name in before and before[name] != now[name]]
+    if different:
+        table = "".join(f"\n  {name:<20} {before[name]} -> {now[name]}" for name in different)
+        raise UserError(
+            f"the run of {checkpoint!r} was started otherwise:{table}\n  Give the old values, start afresh in another "
+            "--output_dir, or take the change with --allow_changed_run."
+        )
+
+
+def write_run_file(args, now: dict) -> None:
+    """Add this start, without secrets."""
+    path = Path(args.output_dir) / RUN_FILE
+    starts = json.loads(path.read_text()) if path.is_file() else []
+    starts.append({"started": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "settings": now, "training": args.to_dict()})
+    written = path.with_suffix(".part")
+    written.write_text(json.dumps(starts, indent=1, default=str) + "\n")
+    written.replace(path)
