@@ -71,7 +71,8 @@ def fill(model, pattern: str, top_k: int = 5) -> Filled:
     while open_positions:
         positions = torch.tensor([open_positions], device=model.device) + 1
         logits = model(input_ids=input_ids, masked_positions=positions).logits[0]
-        valid = [[is_domain(name[:at] + letter + name[at + 1 :]) for letter in LETTERS] for at in open_positions]
+        # With a dot behind, which is dropped: a name that ended in one itself would not be valid then.
+        valid = [[is_domain(name[:at] + letter + name[at + 1 :] + ".") for letter in LETTERS] for at in open_positions]
         valid = torch.tensor(valid, device=model.device)
         probabilities = logits.float().softmax(-1)[:, code_points] * valid
         row = int(probabilities.amax(-1).argmax())

@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import ROOT
 
-from domain_canine import DomainCanineModel, check, cli
+from domain_canine import DomainCanineModel, check, cli, normalize_domain
 from domain_canine.errors import UserError
 from domain_canine.fill import LETTERS, fill, parse_pattern
 from domain_canine.pretrained import build_tokenizer
@@ -70,6 +70,20 @@ def test_masks_are_revealed_one_by_one_in_order_of_confidence(model):
             ids[0, surest] = ord(candidates[0][0])
             left.remove(surest)
     assert filled.name == "".join(map(chr, ids[0, 1:-1].tolist()))
+
+
+def test_only_valid_names_come_out(model):
+    with torch.no_grad():
+        model.lm_head.decoder.bias[ord("-")] = 100.0
+        model.lm_head.decoder.bias[ord(".")] = 90.0
+    for pattern in ("?ab?.com", "a?b", "a??b.de", "ab.?", "??.??"):
+        if "." not in pattern:
+            with pytest.raises(UserError):
+                fill(model, pattern)
+            continue
+        name = fill(model, pattern).name
+        assert normalize_domain(name) == name
+    assert fill(model, "a??b.de").name == "a--b.de"
 
 
 def test_fill_prints_a_table_or_json(folder, capsys):
