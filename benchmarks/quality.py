@@ -21,10 +21,10 @@ from domain_canine.corpus import Corpus, load_corpus
 from domain_canine.errors import run
 from domain_canine.masking import MASK, NAME_CHARACTERS, DataCollatorForCodePointMasking
 from domain_canine.metrics import SUMS, figures, masked_sums, suffix_positions
+from domain_canine.prepare import Settings
 from domain_canine.pretrained import load_model
-from domain_canine.sources import open_source
 from domain_canine.startup import silence_libraries
-from domain_canine.table import NameTable
+from domain_canine.table import NameTable, characters, spans
 
 CHARACTERS = NAME_CHARACTERS + "."
 # Symbols of a context: the characters, what lies beyond a name, and a masked neighbour.
@@ -116,7 +116,8 @@ def every_position(table: NameTable) -> tuple[np.ndarray, np.ndarray]:
     """The characters of all names (N,) and their neighbours (N, 2 WIDEST)."""
     targets, contexts = [], []
     for start in range(0, len(table), 4096):
-        ids, _ = frame(*table.take(np.arange(start, min(start + 4096, len(table)))))
+        data, starts, lengths = spans(table.take(np.arange(start, min(start + 4096, len(table)))))
+        ids, _ = frame(characters(data, starts, lengths), lengths)
         rows, columns = np.nonzero(_SYMBOL[ids] < len(CHARACTERS))
         targets.append(_SYMBOL[ids[rows, columns]])
         contexts.append(neighbours(ids, rows, columns))
@@ -126,7 +127,7 @@ def every_position(table: NameTable) -> tuple[np.ndarray, np.ndarray]:
 def validation_batches(corpus: Corpus, **collator):
     """The batches of the training command's evaluation."""
     collator = DataCollatorForCodePointMasking(**collator)
-    batches = NameBatches(corpus.validation, corpus.validation_lengths, collator, BATCH, evaluation=True)
+    batches = NameBatches(corpus.validation.table, corpus.validation.lengths, collator, BATCH, evaluation=True)
     return (batches[at] for [at] in batches.sampler())
 
 
@@ -144,7 +145,7 @@ def masked_positions(batches) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def count_figures(corpus: Corpus) -> dict[str, dict[str, float]]:
     """``count_1`` .. ``count_WIDEST`` -> the figures of ``metrics.figures``."""
-    targets, contexts = every_position(corpus.train)
+    targets, contexts = every_position(corpus.train.table)
     masked, around, suffix = masked_positions(validation_batches(corpus))
     found = {}
     for k in range(1, WIDEST + 1):
@@ -180,21 +181,19 @@ def main(arguments: list[str] | None = None) -> int:
 
     data = DataArguments(dataset=parsed.dataset, num_samples=parsed.num_samples)
     model = load_model(parsed.model, trained=True) if parsed.model else None
-    corpus = load_corpus(
-        open_source(data.dataset), data.validation_split, data.split_seed, data.max_length, data.num_samples,
-        quiet=not sys.stderr.isatty(),
-    )  # fmt: skip
+    settings = Settings(data.validation_split, data.split_seed, data.max_length, data.num_samples)
+    corpus = load_corpus(data.dataset, settings, quiet=not sys.stderr.isatty())
     found = count_figures(corpus) | ({"model": model_figures(model, corpus)} if model else {})
     masked = found["count_1"]["masked_characters"]
     kinds = ("perplexity", "perplexity_name", "perplexity_suffix")
     told = {who: {kind: figure[kind] for kind in kinds} for who, figure in found.items()}
 
-    print(f"{masked:,} masked characters of {len(corpus.validation):,} names", file=sys.stderr)
+    print(f"{masked:,} masked characters of {len(corpus.validation.table):,} names", file=sys.stderr)
     print(f"{'perplexity':<12}{'all':>10}{'name':>10}{'suffix':>10}", file=sys.stderr)
     for who, figure in told.items():
         print(f"{who:<12}" + "".join(f"{figure[kind]:>10.3f}" for kind in kinds), file=sys.stderr)
     if parsed.json:
-        counted = {"names": len(corpus.validation), "masked_characters": masked}
+        counted = {"names": len(corpus.validation.table), "masked_characters": masked}
         print(json.dumps(counted | told | {"seconds": round(time.perf_counter() - start, 1)}))
     return 0
 

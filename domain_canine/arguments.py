@@ -121,6 +121,7 @@ class DataArguments:
     mask_replace_prob: float = flag(0.8, "Share of the masked characters that becomes the mask.")
     random_replace_prob: float = flag(0.1, "Share of the masked characters that becomes a random character.")
     span_length: int = flag(1, "Mask runs of this many characters; 1 masks single characters.")
+    fixed_shapes: bool = flag(False, "Pad batches to 11 shapes at most, for compiled kernels; 1% more slots.")
 
     def __post_init__(self):
         positive(self, "num_samples", "span_length")
@@ -145,6 +146,8 @@ class DataArguments:
             )
         if self.streaming and self.dataset == SAMPLE:
             raise UserError("--dataset sample is made in memory; leave --streaming out")
+        if self.streaming and self.fixed_shapes:
+            raise UserError("--fixed_shapes needs names that are prepared; leave it or --streaming out")
 
 
 @dataclass

@@ -24,6 +24,8 @@ RANGES = (
     "numpy>=1.26,<2.0",
     "pyarrow>=15,<26",
     "datasets>=4",
+    "duckdb>=1.1",
+    "filelock>=3.12",
     "huggingface_hub>=1.3",
     "safetensors>=0.5",
     "idna>=3.7",
@@ -124,13 +126,18 @@ def _tried(what: str, flag: str, name: str, look: Callable[[], str]) -> Row:
 
 
 def _first_name(dataset: str) -> str:
-    from .corpus import Cleaner
-    from .sources import open_source
+    from .cleaning import Cleaner
+    from .corpus import is_prepared, read_manifest
+    from .remote import open_stream
+    from .sources import SAMPLE, open_source
 
-    name = next(Cleaner(255)(open_source(dataset, streaming=True).lines()), None)
-    if name is None:
-        raise UserError(f"{dataset!r} holds no valid domain name")
-    return f"readable, first name {name}"
+    if is_prepared(dataset):
+        return f"prepared, {read_manifest(Path(dataset).expanduser())['counts']['kept']:,} names"
+    # As a stream nothing is downloaded but the beginning.
+    for block in (open_source if dataset == SAMPLE else open_stream)(dataset).blocks():
+        if len(names := Cleaner(255)(block)):
+            return f"readable, first name {names[0]}"
+    raise UserError(f"{dataset!r} holds no valid domain name")
 
 
 def _model(model: str) -> str:

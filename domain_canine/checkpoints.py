@@ -16,7 +16,8 @@ RUN_FILE = "run_arguments.json"
 WRITING = ".writing"  # checkpoints are written below it and moved out when they are whole
 # What a checkpoint needs for a resume, beside the weights; none of it goes into the final folder.
 STATE = re.compile(
-    r"optimizer\.(pt|bin)|scheduler\.pt|scaler\.pt|rng_state(_\d+)?\.pth|trainer_state\.json|pytorch_model_fsdp.*"
+    r"optimizer\.(pt|bin)|scheduler\.pt|scaler\.pt|rng_state(_\d+)?\.pth|trainer_state\.json|stream-\d+\.json"
+    r"|pytorch_model_fsdp.*"
 )
 _NEEDED = (
     r"config\.json", r"trainer_state\.json", r"scheduler\.pt", r"optimizer\.(pt|bin)", r"rng_state(_\d+)?\.pth",

@@ -1,10 +1,12 @@
-"""The command line: ``python -m domain_canine check | fill``."""
+"""The command line: ``python -m domain_canine check | prepare | fill``."""
 
 import argparse
 import json
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
-from .arguments import DEFAULT_DATASET, DEFAULT_MODEL
+from .arguments import DEFAULT_DATASET, DEFAULT_MODEL, DataArguments
 from .errors import UserError, run
 
 
@@ -23,6 +25,8 @@ def build_parser() -> argparse.ArgumentParser:
     check.add_argument("--output_dir", default="./domain-canine-model", help="where the run would write")
     check.set_defaults(call=check_command)
 
+    add_prepare(commands)
+
     fill = commands.add_parser("fill", help="fill in masked characters of names")
     fill.add_argument("model", help="a trained model: folder or Hub id")
     fill.add_argument("patterns", nargs="+", metavar="PATTERN", help="names with ? or [MASK] for unknown characters")
@@ -32,6 +36,58 @@ def build_parser() -> argparse.ArgumentParser:
     )
     fill.set_defaults(call=fill_command)
     return parser
+
+
+def add_prepare(commands) -> None:
+    prepare = commands.add_parser("prepare", help="clean, de-duplicate, split and shuffle names once, for many runs")
+    prepare.add_argument(
+        "inputs", nargs="+", metavar="INPUT",
+        help="file, folder or glob (txt, csv, tsv, parquet; gz, zst or bz2), Hub id, or 'sample'; several are joined",
+    )  # fmt: skip
+    prepare.add_argument("--output", required=True, help="folder to make; train with --dataset FOLDER")
+    prepare.add_argument("--dataset_column", "--column", help="column with the names, for csv, tsv, parquet, Hub data")
+    defaults = DataArguments()
+    prepare.add_argument(
+        "--validation_split", type=float, default=defaults.validation_split,
+        help="share of the names held out, by a hash of the name (default: %(default)s)",
+    )  # fmt: skip
+    prepare.add_argument(
+        "--split_seed", type=int, default=defaults.split_seed, help="seed of the split (default: %(default)s)"
+    )
+    prepare.add_argument(
+        "--max_length", type=int, default=defaults.max_length,
+        help="longest input in code points, [CLS] and [SEP] included; longer names are left out (default: %(default)s)",
+    )  # fmt: skip
+    prepare.add_argument("--num_samples", type=int, help="the first so many valid names only")
+    prepare.add_argument("--seed", type=int, default=0, help="seed of the order (default: %(default)s)")
+    prepare.add_argument("--memory", type=float, default=4.0, help="GB that it may take (default: %(default)s)")
+    prepare.set_defaults(call=prepare_command)
+
+
+def prepare_command(arguments) -> int:
+    from .manifest import read_manifest, told_lines
+    from .prepare import LEAST_MEMORY, Settings, prepare
+    from .sources import Several, open_source
+
+    # The same checks, and the same messages, as in training.
+    names = ("validation_split", "split_seed", "max_length", "num_samples")
+    chosen = {name: getattr(arguments, name) for name in names}
+    DataArguments(**chosen)
+    if not arguments.memory >= LEAST_MEMORY:
+        raise UserError(f"--memory must be at least {LEAST_MEMORY:g} (GB), not {arguments.memory:g}")
+    sources = [open_source(each, arguments.dataset_column) for each in arguments.inputs]
+    folder = Path(arguments.output).expanduser()
+    settings = Settings(**chosen, seed=arguments.seed)
+    source = sources[0] if len(sources) == 1 else Several(sources)
+    made = prepare(source, folder, settings, arguments.memory, quiet=not sys.stderr.isatty())
+    manifest = read_manifest(folder)
+    if not made:
+        print(f"{folder} was made of this input with these settings before: nothing to do", file=sys.stderr)
+    for line in told_lines(manifest["counts"], manifest["rejects"]):
+        print(line, file=sys.stderr)
+    train, validation = (manifest["sides"][side]["names"] for side in ("train", "validation"))
+    print(f"{folder}: {train:,} names to train on, {validation:,} for validation; train with --dataset {folder}")
+    return 0
 
 
 def check_command(arguments) -> int:

@@ -5,11 +5,14 @@ import sys
 from transformers.trainer_utils import IntervalStrategy
 
 from .arguments import DataArguments, DomainTrainingArguments
-from .batches import NameBatches, StreamBatches
+from .batches import NameBatches
 from .corpus import SMALL, load_corpus
 from .errors import UserError
+from .manifest import SHOWN, told_lines
 from .masking import DataCollatorForCodePointMasking
-from .sources import open_source
+from .prepare import Settings
+from .remote import open_stream
+from .streams import StreamBatches
 
 
 def build_collator(data: DataArguments, args: DomainTrainingArguments, config) -> DataCollatorForCodePointMasking:
@@ -43,37 +46,29 @@ def _place(args, collator) -> dict:
 def _local(data, args, collator):
     # One process a machine cleans, the others open what it left.
     with args.main_process_first(local=True):
-        corpus = load_corpus(
-            open_source(data.dataset, data.dataset_column),
-            data.validation_split,
-            data.split_seed,
-            data.max_length,
-            data.num_samples,
-            quiet=args.local_process_index > 0 or not sys.stderr.isatty(),
-        )
-    place = _place(args, collator)
+        settings = Settings(data.validation_split, data.split_seed, data.max_length, data.num_samples)
+        quiet = args.local_process_index > 0 or not sys.stderr.isatty()
+        corpus = load_corpus(data.dataset, settings, data.dataset_column, quiet)
+    place = _place(args, collator) | {"fixed_shapes": data.fixed_shapes}
     train = NameBatches(
-        corpus.train, corpus.train_lengths, collator, args.per_device_train_batch_size,
+        corpus.train.table, corpus.train.lengths, collator, args.per_device_train_batch_size,
         micro_steps=args.gradient_accumulation_steps, **place,
     )  # fmt: skip
     validation = NameBatches(
-        corpus.validation,
-        corpus.validation_lengths,
-        collator,
-        args.per_device_eval_batch_size,
-        evaluation=True,
-        **place,
-    )
+        corpus.validation.table, corpus.validation.lengths, collator, args.per_device_eval_batch_size,
+        evaluation=True, **place,
+    )  # fmt: skip
     return train, validation, _table(corpus, len(train), len(validation), data)
 
 
 def _stream(data, args, collator):
-    source = open_source(data.dataset, data.dataset_column, streaming=True)
+    source = open_stream(data.dataset, data.dataset_column)
     train = StreamBatches(
         source,
         data.max_length,
         collator,
         args.per_device_train_batch_size,
+        workers=args.dataloader_num_workers,
         validation_split=data.validation_split,
         split_seed=data.split_seed,
         num_samples=data.num_samples,
@@ -97,11 +92,11 @@ def _stream(data, args, collator):
     validation = NameBatches(
         table, lengths, collator, args.per_device_eval_batch_size, evaluation=True, **_place(args, collator)
     )
-    kept = {"kept": 2 * cleaner.counts["lines"] - cleaner.counts.total()}
     named = f"about {names:,}" if names else "an unknown number"
+    rejects = [reject._asdict() for reject in cleaner.rejects[:SHOWN]]
     rows = [
         ("data", f"{data.dataset}, streamed: not de-duplicated, shuffled within a buffer"),
-        *_lines(kept | cleaner.counts, cleaner.rejects, "at the head of the stream"),
+        *_lines(cleaner.counts, rejects, "at the head of the stream, "),
         ("names", f"{named}; {len(validation):,} for validation ({data.validation_split:.0%} by hash)"),
     ]
     return train, validation, rows
@@ -117,7 +112,6 @@ def _table(corpus, train: int, validation: int, data) -> list[tuple[str, str]]:
     return rows
 
 
-def _lines(counts: dict[str, int], rejects: list, where: str = "") -> list[tuple[str, str]]:
-    told = [f"{why.replace('_', ' ')} {n:,}" for why, n in counts.items() if n and why != "lines"]
-    first = ("lines", f"{counts['lines']:,} {where}".strip() + f": {', '.join(told)}")
-    return [first] + [("", f"not used, line {at}: {text!r} ({why.replace('_', ' ')})") for at, text, why in rejects]
+def _lines(counts: dict[str, int], rejects: list[dict], where: str = "") -> list[tuple[str, str]]:
+    first, *others = told_lines(counts, rejects)
+    return [("lines", f"{where}{first}"), *(("", other) for other in others)]

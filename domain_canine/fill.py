@@ -3,10 +3,10 @@
 import re
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from .batches import frame
-from .corpus import characters
 from .errors import UserError
 from .normalization_domain_canine import InvalidDomain, is_domain, normalize_domain
 
@@ -63,7 +63,7 @@ def fill(model, pattern: str, top_k: int = 5) -> Filled:
         top_k: how many candidates to report for each character.
     """
     name, open_positions = parse_pattern(pattern)
-    ids, _ = frame(*characters([name]))
+    ids, _ = frame(np.frombuffer(name.encode(), np.uint8)[None], np.array([len(name)]))
     input_ids = torch.from_numpy(ids).to(model.device)
     input_ids[0, [position + 1 for position in open_positions]] = model.config.mask_code_point  # behind [CLS]
     code_points = torch.tensor([ord(letter) for letter in LETTERS], device=model.device)

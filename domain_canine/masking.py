@@ -6,6 +6,7 @@ the same. The batch it makes: ``input_ids`` and ``attention_mask`` (B, L), ``mas
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -18,9 +19,10 @@ from .tokenization_domain_canine import CLS, MASK, PAD, SEP
 EVALUATION_FRACTION, EVALUATION_SEED, EVALUATION_EPOCH = 0.15, 0, 2**32
 # What random replacements are drawn from: the characters of registered names.
 NAME_CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789-"
+_ALPHABET = np.array([ord(character) for character in NAME_CHARACTERS])
 
 # One number for each kind of draw, so that no two draws share their bits.
-_COUNT, _ORDER, _OFFSET, _KIND, _CHARACTER = range(5)
+_COUNT, _ORDER, _OFFSET, _KIND, _CHARACTER = hashing.mix(np.arange(5))
 
 
 @dataclass
@@ -87,7 +89,8 @@ class DataCollatorForCodePointMasking:
         lengths = np.array([len(row) for row in ids])
         padded = np.full((len(ids), lengths.max()), PAD, dtype=np.int64)
         padded[np.arange(padded.shape[1]) < lengths[:, None]] = np.concatenate(ids)
-        return self.collate(padded, lengths, hashing.hash_names(padded, lengths), self.epoch)
+        starts = np.arange(len(ids)) * padded.shape[1]
+        return self.collate(padded, lengths, hashing.hash_names(padded.ravel(), starts, lengths), self.epoch)
 
     def collate(self, ids: np.ndarray, lengths: np.ndarray, names: np.ndarray, epoch: int) -> dict[str, torch.Tensor]:
         """Mask a padded batch.
@@ -98,65 +101,130 @@ class DataCollatorForCodePointMasking:
             names: (B,) index (or hash) of each name, which its draws come from.
             epoch: which its draws come from, too.
         """
-        real = np.arange(ids.shape[1]) < lengths[:, None]
+        real = below(ids.shape[1]).take(lengths, axis=0)
         special = (ids == PAD) | (ids == CLS) | (ids == SEP) | (ids == self.mask_code_point)
         maskable = real & ~special & (ids < self.vocab_size)
-        count = maskable.sum(1)
-        row_key = hashing.key(self.seed, epoch, names)
-        chosen = self._how_many(row_key, count)
-        positions = self._which(row_key, maskable, chosen, self._most(int(count.max(initial=0))))
+        masked = self.mask(ids.astype(np.int32), maskable, maskable.sum(1), self.draws(names, epoch))
+        return as_batch(masked, lengths)
 
-        target = np.arange(positions.shape[1]) < chosen[:, None]
-        truth = np.take_along_axis(ids, positions, axis=1)
-        masked = ids.copy()
-        masked[np.nonzero(target)[0], positions[target]] = self._with_what(row_key, positions, truth)[target]
-        batch = {
-            "input_ids": torch.from_numpy(masked),
-            "attention_mask": torch.from_numpy(real.astype(np.int64)),
-            "masked_positions": torch.from_numpy(positions),
-            "labels": torch.from_numpy(np.where(target, truth, IGNORED)),
-        }
+    def draws(self, names: np.ndarray, epoch: int) -> np.ndarray:
+        """What all draws for these names (B,) begin with: (4, B) uint64, a row for each kind."""
+        name_key = hashing.key(hashing.key(self.seed, epoch, names))
+        return hashing.mix(name_key ^ np.array([[_COUNT], [_ORDER], [_OFFSET], [_KIND]]))
+
+    def mask(
+        self,
+        ids: np.ndarray,
+        maskable: np.ndarray,
+        count: np.ndarray,
+        draws: np.ndarray,
+        first: int = 0,
+        most: int | None = None,
+    ) -> dict[str, np.ndarray]:
+        """Mask names whose draws are made: all of a batch but the attention mask.
+
+        Args:
+            ids: (B, L) int32, changed.
+            maskable: (B, W) which of the W columns from ``first`` on may be masked.
+            count: (B,) how many they are.
+            draws: (4, B) as ``draws`` makes them.
+            most: K; by default what the batch needs at most.
+        """
+        count_draw, order_draw, offset_draw, kind_draw = draws
+        most = self.most(int(count.max(initial=0))) if most is None else most
+        chosen = self._how_many(count_draw, count)
+        target = below(most).take(chosen, axis=0)
+        positions = self._which(order_draw, offset_draw, maskable, first, target)
+
+        # From here on in one dimension, over the T targets alone: the slot of each in (B, K), its row, its cell.
+        slot = np.flatnonzero(target)
+        row, position = slot // most, positions.ravel()[slot]
+        cell = row * ids.shape[1] + position
+        truth = ids.ravel()[cell]
+        labels = np.full(positions.shape, IGNORED, np.int32)
+        labels.ravel()[slot] = truth
+        ids.ravel()[cell] = self._with_what(kind_draw[row], ids.shape[1], position, truth)
+        masked = {"input_ids": ids, "masked_positions": positions, "labels": labels}
         if self.objective == "any_order":
-            batch["loss_weights"] = torch.from_numpy((count / np.maximum(chosen, 1)).astype(np.float32))
-        return batch
+            masked["loss_weights"] = (count / np.maximum(chosen, 1)).astype(np.float32)
+        return masked
 
-    def _most(self, characters: int) -> int:
+    def most(self, characters: int) -> int:
         """A bound on the masked characters of a name, so that K depends on the length alone."""
         if self.objective == "any_order":
             return max(1, characters)
         return min(max(1, characters), int(self.fraction * characters) + 1)
 
-    def _how_many(self, row_key, count):
-        u = hashing.unit(hashing.key(row_key, _COUNT))
+    def _how_many(self, count_draw, count):
+        u = hashing.unit(count_draw)
         if self.objective == "any_order":
-            return np.minimum(count, 1 + np.floor(u * count).astype(np.int64))
-        return np.minimum(count, np.maximum(1, np.floor(self.fraction * count + u).astype(np.int64)))
+            return np.minimum(count, 1 + (u * count).astype(np.int64))
+        return np.minimum(count, np.maximum(1, (self.fraction * count + u).astype(np.int64)))
 
-    def _which(self, row_key, maskable, chosen, most):
-        """Positions (B, K) of the masked characters in ascending order; what lies beyond ``chosen`` is 0."""
-        length = maskable.shape[1]
+    def _which(self, order_draw, offset_draw, maskable, first, target):
+        """Positions (B, K) of the masked characters in ascending order; where there is no ``target`` it is 0."""
+        rows, width = maskable.shape
+        stop, most = first + width, target.shape[1]
         if self.span_length > 1 and self.objective == "mlm":
             # Blocks of span_length, shifted by a random offset, are masked whole until the count is reached; the
-            # last one in part. Characters of a block share a draw, and the stable sort keeps them together.
-            offset = hashing.key(row_key, _OFFSET) % np.uint64(self.span_length)
-            block = (np.arange(length, dtype=np.uint64) + offset[:, None]) // np.uint64(self.span_length)
+            # last one in part. Characters of a block share a draw, and lie side by side in the order of the draws.
+            offset = (offset_draw % np.uint64(self.span_length)).astype(np.int64)
+            block = _keys(stop)[(np.arange(first, stop) + offset[:, None]) // self.span_length]
         else:
-            block = np.arange(length, dtype=np.uint64)[None]
-        draw = hashing.key(row_key[:, None], _ORDER, block) >> np.uint64(1)
-        draw = np.where(maskable, draw, np.uint64(2**64 - 1))
-        order = np.argsort(draw, axis=1, kind="stable")[:, :most]
-        beyond = np.arange(order.shape[1]) >= chosen[:, None]
-        positions = np.sort(np.where(beyond, length, order), axis=1)
-        return np.where(beyond, 0, positions)
+            block = _keys(stop)[None, first:].repeat(rows, axis=0)
+        draw = hashing.mix(order_draw.repeat(width).reshape(rows, width) ^ block)
+        # A column's place stands in the low bits of its draw, so that sorting the draws sorts the columns.
+        low = np.uint64(2 ** stop.bit_length() - 1)
+        draw &= ~low
+        draw |= np.arange(first, stop, dtype=np.uint64)[None].repeat(rows, axis=0)
+        draw[~maskable] = 2**64 - 1
+        # The smallest K are a small part: to single them out before they are sorted takes half the time.
+        draw.partition(min(most, width) - 1, axis=1)
+        draw = draw[:, :most].copy()
+        draw.sort(axis=1)
+        positions = np.where(target, (draw & low).astype(np.int32), np.int32(stop))
+        positions.sort(axis=1)
+        return positions * target
 
-    def _with_what(self, row_key, positions, truth):
-        """What stands at the masked positions: the mask, a random character, or the true one."""
+    def _with_what(self, kind_draw, width, position, truth):
+        """What stands at the masked positions (T,): the mask, a random character, or the true one."""
         if self.objective == "any_order" or self.mask_replace_prob == 1:
-            return np.full_like(truth, self.mask_code_point)
-        character_key = hashing.key(row_key[:, None], _KIND, positions)
+            return self.mask_code_point
+        character_key = hashing.mix(kind_draw ^ _keys(width)[position])
         kind = hashing.unit(character_key)
-        drawn = hashing.key(character_key, _CHARACTER) % np.uint64(len(NAME_CHARACTERS))
-        alphabet = np.frombuffer(NAME_CHARACTERS.encode("ascii"), dtype=np.uint8).astype(truth.dtype)
-        random = alphabet[drawn.astype(np.int64)]
-        replaced = np.where(kind < self.mask_replace_prob + self.random_replace_prob, random, truth)
-        return np.where(kind < self.mask_replace_prob, self.mask_code_point, replaced)
+        hidden = kind < self.mask_replace_prob
+        shown = np.where(hidden, self.mask_code_point, truth)
+        random = np.flatnonzero(~hidden & (kind < self.mask_replace_prob + self.random_replace_prob))
+        drawn = hashing.mix(hashing.key(character_key[random]) ^ _CHARACTER) % np.uint64(len(_ALPHABET))
+        shown[random] = _ALPHABET[drawn.astype(np.int64)]
+        return shown
+
+
+def as_batch(
+    masked: dict[str, np.ndarray],
+    lengths: np.ndarray,
+    rows: slice = slice(None),
+    most: int | None = None,
+) -> dict[str, torch.Tensor]:
+    """Some rows of masked names as a batch, cut to K: copies, so that a worker sends no more than them."""
+    batch = {
+        "input_ids": masked["input_ids"][rows].astype(np.int64),
+        "masked_positions": masked["masked_positions"][rows, :most].astype(np.int64),
+        "labels": masked["labels"][rows, :most].astype(np.int64),
+    }
+    batch["attention_mask"] = below(batch["input_ids"].shape[1]).take(lengths[rows], axis=0).astype(np.int64)
+    if "loss_weights" in masked:
+        batch["loss_weights"] = masked["loss_weights"][rows].copy()
+    return {name: torch.from_numpy(values) for name, values in batch.items()}
+
+
+@lru_cache
+def below(width: int) -> np.ndarray:
+    """(width + 1, width) bool: row n is True in its first n columns. To take rows is 10 times as fast as to compare."""
+    return np.tri(width + 1, width, -1, dtype=bool)
+
+
+@lru_cache
+def _keys(count: int) -> np.ndarray:
+    """What ``hashing.key`` makes of the numbers below ``count``."""
+    return hashing.mix(np.arange(count))

@@ -25,10 +25,14 @@ REASONS = (
     "undecodable",
 )
 
-_LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
+_EDGE, _INNER = "[a-z0-9]", "[a-z0-9-]"  # of a label
+_LABEL = rf"{_EDGE}(?:{_INNER}{{0,{MAX_LABEL - 2}}}{_EDGE})?"
 # The common case in one match: what it accepts is a valid name already. The look-ahead wants a letter or a hyphen
 # in the last label; a last label of digits alone is an address or a mistake.
-_CLEAN = re.compile(rf"(?:{_LABEL}\.)+(?=[a-z0-9-]*[a-z-]){_LABEL}", re.ASCII)
+_CLEAN = re.compile(rf"(?:{_LABEL}\.)+(?={_INNER}*[a-z-]){_LABEL}", re.ASCII)
+# The same for engines without look-ahead, of trimmed lower-case text of at most MAX_LABEL characters: a part of what
+# is valid, nearly all of it. The last character is a letter, but for a trailing dot.
+PLAIN = rf"^(?:{_EDGE}(?:{_INNER}*{_EDGE})?\.)+(?:{_EDGE}{_INNER}*)?[a-z]\.?$"
 _BAD_CHARACTER = re.compile(r"[^a-z0-9.-]", re.ASCII)
 _IPV4 = re.compile(r"\d{1,3}(?:\.\d{1,3}){3}", re.ASCII)
 _IPV6 = re.compile(r"\[?[0-9a-f]*:[0-9a-f:.]*\]?", re.ASCII)

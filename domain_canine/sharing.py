@@ -5,10 +5,10 @@ from pathlib import Path
 from huggingface_hub import HfApi, ModelCard, ModelCardData
 
 from .arguments import DEFAULT_DATASET
-from .batches import StreamBatches
 from .checkpoints import RUN_FILE
 from .errors import UserError, first_line
 from .sources import SAMPLE
+from .streams import StreamBatches
 
 _TEXT = """
 # {title}

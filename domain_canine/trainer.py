@@ -7,17 +7,18 @@ from collections import deque
 from pathlib import Path
 
 import torch
-from transformers import PrinterCallback, ProgressCallback, Trainer
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import EvalLoopOutput
 
 from . import checkpoints
-from .batches import BatchLoader, StreamBatches
 from .callbacks import CheckpointCallback, EarlyStopping, ProgressBar
 from .errors import UserError, first_line
+from .loader import BatchLoader
 from .masking import IGNORED
 from .metrics import SUMS, figures, masked_sums, perplexity, suffix_positions
+from .streams import StreamBatches
 
 
 class Meter:
@@ -40,6 +41,13 @@ class Meter:
         return nats / weight if weight else float("nan")
 
 
+class StreamEpoch(TrainerCallback):
+    """The share of the run that is done, for its epoch: the Trainer counts a stream's batches since the start alone."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        state.epoch = state.global_step / state.max_steps
+
+
 class DomainTrainer(Trainer):
     """``Trainer`` over ``NameBatches`` or ``StreamBatches``.
 
@@ -52,10 +60,14 @@ class DomainTrainer(Trainer):
         super().__init__(**kwargs)
         self.meter = Meter()
         self.saved_step = None
-        streamed = isinstance(self.train_dataset, StreamBatches)
+        self.streamed = isinstance(self.train_dataset, StreamBatches)
         for stock in (ProgressCallback, PrinterCallback):
             self.remove_callback(stock)
-        self.add_callback(CheckpointCallback(None if streamed else self.train_dataset.plan.steps))
+        if self.streamed:
+            # A stream goes on where it was by itself; the Trainer would read it again from the start.
+            self.args.ignore_data_skip = True
+            self.add_callback(StreamEpoch())
+        self.add_callback(CheckpointCallback(None if self.streamed else self.train_dataset.plan.steps))
         self.add_callback(ProgressBar(self.meter, self.get_total_train_batch_size(self.args)))
         if self.args.early_stopping_patience:
             self.add_callback(EarlyStopping(self.args.early_stopping_patience))
@@ -146,6 +158,8 @@ class DomainTrainer(Trainer):
                 # The weights of the checkpoint, should they be the ones to save.
                 self._load_from_checkpoint(resume_from_checkpoint)
                 return None
+            if self.streamed:
+                self.train_dataset.resume(Path(resume_from_checkpoint))
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def _init_training_state(self, *args):
@@ -171,9 +185,11 @@ class DomainTrainer(Trainer):
             shutil.rmtree(run / checkpoints.WRITING, ignore_errors=True)  # what a killed process left
         self.accelerator.wait_for_everyone()
         super()._save_checkpoint(model, trial)
+        written = run / checkpoints.WRITING / name
+        if self.streamed:
+            self.train_dataset.save(written)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            written = run / checkpoints.WRITING / name
             self.state.best_model_checkpoint = str(run / f"checkpoint-{best}") if best else None
             self.state.save_to_json(str(written / TRAINER_STATE_NAME))
             checkpoints.move_in(written, run / name)

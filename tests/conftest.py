@@ -8,11 +8,16 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
 from domain_canine import DomainCanineConfig, DomainCanineForMaskedLM
 from domain_canine.pretrained import build_tokenizer
+
+# The first example of a test pays for imports, and machines differ.
+hypothesis.settings.register_profile("project", deadline=None)
+hypothesis.settings.load_profile("project")
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = {

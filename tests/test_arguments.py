@@ -146,6 +146,7 @@ def test_a_file_of_arguments(tmp_path, suffix):
         ("--warmup_steps -5", "must not be negative"),
         ("--load_best_model_at_end", "always gets the best weights"),
         ("--dataset sample --streaming", "leave --streaming out"),
+        ("--dataset x.txt --streaming --fixed_shapes", "--fixed_shapes needs names that are prepared"),
     ],
 )
 def test_mistakes_are_told_with_the_value_and_the_remedy(flags, told):

@@ -1,4 +1,4 @@
-"""``python -m domain_canine check`` and ``fill``."""
+"""``python -m domain_canine check``, ``prepare`` and ``fill``."""
 
 import json
 import tomllib
@@ -151,3 +151,42 @@ def test_check_names_the_remedy_of_each_failure(monkeypatch, capsys, tmp_path):
 def test_the_ranges_are_those_of_the_package():
     wanted = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
     assert sorted(wanted) == sorted(check.RANGES)
+
+
+def test_prepare_says_what_became_of_the_lines_and_what_to_do_next(tmp_path, names_file, capsys):
+    (tmp_path / "more.csv").write_text("rank,host\n1,example.com\n2,no name\n3,EXAMPLE.com\n")
+    out = str(tmp_path / "out")
+    inputs = ["prepare", str(names_file), str(tmp_path / "more.csv"), "--output", out]
+    with pytest.raises(UserError, match="columns rank, host; name one with --dataset_column"):
+        cli.main(inputs)
+    assert sorted(path.name for path in tmp_path.glob("out*")) == []
+    arguments = [*inputs, "--column", "host", "--validation_split", "0.2", "--memory", "1"]
+    assert cli.main(arguments) == 0
+    said = capsys.readouterr()
+    assert "203 lines read: kept 201, duplicate 1, bad character 1" in said.err
+    assert "not used: more.csv, line 3: 'no name' (bad character)" in said.err
+    assert f"for validation; train with --dataset {out}" in said.out
+    assert cli.main(arguments) == 0 and "nothing to do" in capsys.readouterr().err
+    assert cli.main(["check", "--dataset", out, "--model", "./missing", "--output_dir", str(tmp_path)]) == 1
+    assert "prepared, 201 names" in capsys.readouterr().out
+    assert (
+        cli.main(["prepare", "sample", "--output", str(tmp_path / "few"), "--num_samples", "300", "--seed", "3"]) == 0
+    )
+    assert "300 lines read: kept 300" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--memory", "0.5"], "--memory must be at least 1 \\(GB\\), not 0.5"),
+        (["--validation_split", "1.5"], "--validation_split must lie between 0 and 1"),
+        (["--num_samples", "0"], "--num_samples must be above 0"),
+        (["--max_length", "3"], "--max_length must lie between"),
+        (["--memory", "lots"], "invalid float value: 'lots'"),
+        (["--columns", "x"], "unrecognized arguments"),
+    ],
+)
+def test_prepare_refuses_wrong_flags(tmp_path, flags, told):
+    with pytest.raises(UserError, match=told):
+        cli.main(["prepare", "sample", "--output", str(tmp_path / "out"), *flags])
+    assert not list(tmp_path.iterdir())

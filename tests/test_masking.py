@@ -208,9 +208,42 @@ def test_hashes_are_pinned():
     assert [int(x) for x in hashing.mix(np.arange(3))] == [
         16294208416658607535, 10451216379200822465, 10905525725756348110,
     ]  # fmt: skip
-    characters = np.frombuffer(b"example.com", dtype=np.uint8)[None]
-    name_hash = hashing.hash_names(characters, np.array([11]))
-    padded = np.pad(characters, ((0, 0), (0, 9)), constant_values=7)
-    assert hashing.hash_names(padded, np.array([11])) == name_hash
+    characters, start, length = np.frombuffer(b"example.com", dtype=np.uint8), np.array([0]), np.array([11])
+    name_hash = hashing.hash_names(characters, start, length)
+    assert hashing.hash_names(np.pad(characters, (3, 9), constant_values=7), start + 3, length) == name_hash
     assert int(name_hash[0]) == 7534716495402163425
-    assert int(hashing.hash_names(characters, np.array([11]), seed=1)[0]) == 15400858704161255101
+    assert int(hashing.hash_names(characters, start, length, seed=1)[0]) == 15400858704161255101
+
+
+@pytest.mark.parametrize(
+    ("options", "pinned"),
+    [
+        ({}, [8925887022129, 276559022, 96544278]),
+        ({"objective": "any_order", "seed": 3}, [28436296777779, 6405981587, -48982812987]),
+        ({"fraction": 0.3, "span_length": 3, "seed": 9}, [14292883930730, 1104247958, 244828780]),
+    ],
+)
+def test_masks_are_pinned(options, pinned):
+    """A resumed run must mask as it did, whatever is done to be faster."""
+    rows, columns = np.arange(1_000), np.arange(60)
+    lengths = 3 + rows % 50
+    ids = np.where(columns < lengths[:, None], 97 + (rows[:, None] + columns) % 26, PAD)
+    ids[:, 0], ids[rows, lengths - 1] = CLS, SEP
+    batch = DataCollatorForCodePointMasking(**options).collate(ids, lengths, rows, 7)
+    assert [int((values * torch.arange(1, values.numel() + 1).view(values.shape)).sum())
+            for values in (batch["input_ids"], batch["masked_positions"], batch["labels"])] == pinned  # fmt: skip
+
+
+def test_columns_that_may_be_masked_can_be_told():
+    """As the batches of names do: fewer columns than code points, and a K for longer names."""
+    collator = DataCollatorForCodePointMasking()
+    ids = np.full((300, 18), ord("q"))
+    ids[:, 0], ids[:, 13], ids[:, 14:] = CLS, SEP, PAD
+    whole = collator.collate(ids, np.full(300, 14), np.arange(300), 2)
+    inside = np.ones((300, 12), bool)
+    part = collator.mask(ids.astype(np.int32), inside, inside.sum(1), collator.draws(np.arange(300), 2), 1, 4)
+    assert part["labels"].shape == (300, 4) and whole["labels"].shape == (300, 2)
+    for name in ("labels", "masked_positions"):
+        assert np.array_equal(part[name][:, :2], whole[name])
+    assert (part["labels"][:, 2:] == IGNORED).all() and not part["masked_positions"][:, 2:].any()
+    assert np.array_equal(part["input_ids"], whole["input_ids"])

@@ -22,9 +22,9 @@ from domain_canine.configuration_domain_canine import DomainCanineConfig
 from domain_canine.corpus import Corpus, load_corpus
 from domain_canine.data import build_batches, build_collator
 from domain_canine.modeling_domain_canine import DomainCanineForMaskedLM
+from domain_canine.prepare import Settings
 from domain_canine.pretrained import SIZES
 from domain_canine.sample import sample_names
-from domain_canine.sources import open_source
 from domain_canine.table import table_of
 from domain_canine.trainer import DomainTrainer
 
@@ -38,7 +38,7 @@ def cache(tmp_path, monkeypatch):
 
 
 def sample(names: int) -> Corpus:
-    return load_corpus(open_source("sample"), 0.1, 0, 128, names, quiet=True)
+    return load_corpus("sample", Settings(num_samples=names), quiet=True)
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ def test_probabilities_sum_to_one():
 def test_masked_neighbours_are_hidden():
     corpus = sample(300)
     targets, contexts, suffix = masked_positions(validation_batches(corpus))
-    truth = "".join(corpus.validation.names(np.arange(len(corpus.validation))))
+    truth = "".join(corpus.validation.table.names(np.arange(len(corpus.validation.table))))
     assert len(targets) == len(contexts) == len(suffix) == pytest.approx(0.15 * len(truth), rel=0.1)
     assert targets.max() < len(CHARACTERS)
     assert (contexts == HIDDEN).any(0).all()

@@ -267,4 +267,4 @@ def test_streaming_runs_by_the_command(tmp_path, names_file, monkeypatch, capsys
         tmp_path / "run", "--use_cpu",
     )  # fmt: skip
     assert status == 0 and (tmp_path / "run" / "model.safetensors").is_file()
-    assert "200 at the head of the stream: kept 200" in capsys.readouterr().err
+    assert "at the head of the stream, 200 lines read: valid 200" in capsys.readouterr().err

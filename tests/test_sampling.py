@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from domain_canine.sampling import WINDOW, BatchPlan, MicroStepSampler, Permutation
+from domain_canine.sampling import BLOCK, WINDOW, BatchPlan, MicroStepSampler, Permutation
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 7, 8, 9, 31, 32, 33, 127, 1000, 1023, 1024, 1025, 104_729])
@@ -25,8 +25,8 @@ def lengths_of(count: int) -> np.ndarray:
     return np.random.default_rng(0).integers(4, 40, count).astype(np.uint8)
 
 
-@pytest.mark.parametrize("count", [1, 15, 16, 17, 100, 16 * WINDOW, 16 * WINDOW + 5, 5_000])
-@pytest.mark.parametrize(("micro_steps", "ranks"), [(1, 1), (2, 1), (1, 3), (4, 8)])
+@pytest.mark.parametrize("count", [1, 15, 16, 17, 100, 16 * WINDOW, 16 * WINDOW + 5, 3 * BLOCK - 1, 3 * BLOCK, 5_000])
+@pytest.mark.parametrize(("micro_steps", "ranks"), [(1, 1), (2, 1), (3, 2), (1, 3), (4, 8)])
 def test_an_epoch_is_every_row_once(count, micro_steps, ranks):
     plan = BatchPlan(lengths_of(count), 16, micro_steps, seed=3)
     assert plan.steps == -(-count // 16)
@@ -55,6 +55,51 @@ def test_a_jump_finds_what_walking_finds():
         assert np.array_equal(jumped.rows(1, step), every[step])
 
 
+def test_ranks_get_as_much_to_compute():
+    """A batch of many lengths, 14 apart between its ends: the shares of its ranks have the same mean."""
+    lengths = lengths_of(1_000)
+    plan = BatchPlan(lengths, 400, 2, seed=1)
+    for micro in (0, 1):
+        means = [lengths[plan.rows(0, 1, micro, rank, 4)].mean() for rank in range(4)]
+        assert max(means) - min(means) < 0.5
+
+
+def test_a_window_is_read_by_runs_of_rows():
+    plan = BatchPlan(lengths_of(20 * BLOCK + 77), 128, seed=1)
+    for step in (0, WINDOW, 2 * WINDOW):
+        rows = plan.window(3, step)[1].rows
+        runs = 1 + np.count_nonzero(np.diff(rows) != 1)
+        # A block more for what the window's ends cut, and one where the rows begin anew.
+        assert len(rows) // BLOCK <= runs <= len(rows) // BLOCK + 2
+
+
+def test_rows_of_a_block_part():
+    """Names of one length: what was read together is spread over the window's batches."""
+    plan = BatchPlan(np.full(8 * BLOCK, 10, np.uint8), 8 * BLOCK // WINDOW, seed=1)
+    for step in range(WINDOW):
+        assert len(np.unique(plan.rows(0, step) // BLOCK)) >= 6
+    again = [set(plan.rows(epoch, step).tolist()) for epoch in (0, 1) for step in range(WINDOW)]
+    assert max(len(a & b) for a in again[:WINDOW] for b in again[WINDOW:]) < 16  # of 128, 2 expected
+
+
+def test_blocks_and_the_epochs_end_lie_elsewhere_in_every_epoch():
+    plan = BatchPlan(lengths_of(4 * BLOCK + 100), 100, seed=1)
+    last = [set(plan.rows(epoch, plan.steps - 1).tolist()) for epoch in range(6)]
+    assert len(set.union(*last)) > 5 * len(last[0]) / 2
+    begins = set()
+    for epoch in range(6):
+        rows = plan.window(epoch, 0)[1].rows
+        begins |= {int(row) % BLOCK for row in rows[np.flatnonzero(np.diff(rows) != 1) + 1]}
+    assert len(begins) >= 6
+
+
+def test_the_order_is_that_of_a_short_list():
+    """Pinned: a change of the order makes a resumed run train on names twice and on others never."""
+    plan = BatchPlan(np.arange(3 * BLOCK, dtype=np.int64).astype(np.uint8), 512, seed=42)
+    rows = np.concatenate([plan.rows(1, step) for step in range(plan.steps)])
+    assert rows[:4].tolist() == [2133, 1109, 1365, 2901] and int((rows * np.arange(len(rows))).sum()) == 7314370304
+
+
 def test_epochs_and_seeds_differ_and_repeat():
     plan = BatchPlan(lengths_of(1_000), 16, seed=1)
     assert np.array_equal(plan.rows(0, 5), BatchPlan(lengths_of(1_000), 16, seed=1).rows(0, 5))
@@ -73,8 +118,12 @@ def test_names_of_like_length_meet_in_no_order_of_length():
 
 
 def test_evaluation_is_in_order_and_complete():
-    plan = BatchPlan(lengths_of(1_000), 16, shuffle=False)
-    assert np.array_equal(np.sort(plan.rows(0, 0)), np.sort(plan.rows(5, 0)))
+    lengths = lengths_of(2_000)
+    plan = BatchPlan(lengths, 16, shuffle=False)
+    assert np.array_equal(plan.rows(0, 0), plan.rows(5, 0))
+    window = np.concatenate([plan.rows(0, step) for step in range(WINDOW)])
+    assert np.array_equal(window, np.argsort(lengths[: 16 * WINDOW], kind="stable"))
+    assert np.array_equal(np.sort(np.concatenate([plan.rows(0, step) for step in range(plan.steps)])), np.arange(2_000))
     with pytest.raises(IndexError):
         plan.rows(0, plan.steps)
 

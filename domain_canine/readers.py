@@ -1,0 +1,202 @@
+"""Raw lines of a file or URL, in blocks: Arrow arrays of bytes, with the number of each line. Nothing is cleaned here.
+
+What the bytes mean is the cleaner's to find out; so is white space around a name, the end of its line included.
+"""
+
+import csv
+import io
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+import numpy as np
+import pyarrow as pa
+
+from .connection import PIECE, HttpFile, is_url
+from .errors import UserError
+from .normalization_domain_canine import is_domain
+
+COMPRESSED = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
+# Column names that are taken without asking, in this order.
+KNOWN_COLUMNS = ("domain", "name", "text", "domain_name", "hostname")
+TEXT_BLOCK = 1 << 23  # bytes of text read at once, about 500,000 names
+ROW_BLOCK = 1 << 17  # rows of parquet and of data sets
+
+
+class Block(NamedTuple):
+    """Some lines of a source, in order."""
+
+    source: str  # the file's path, its URL, or the Hub's id
+    numbers: np.ndarray  # (B,) of the lines, from 1; a header counts
+    lines: pa.BinaryArray  # (B,) without nulls
+    malformed: list[tuple[int, str]]  # (line number, text) of rows that fit no column
+    done: float  # share of the source that is read
+
+
+def kind_of(path: Path) -> str | None:
+    """``.txt``, ``.csv``, ``.tsv`` or ``.parquet``, whether compressed or not; None for another suffix."""
+    if path.suffix in COMPRESSED:
+        inner = Path(path.stem).suffix
+        return inner if inner in _READERS and inner != ".parquet" else ".txt"
+    return path.suffix if path.suffix in _READERS else None
+
+
+def read(name: str | Path, column: str | None = None) -> Iterator[Block]:
+    """The blocks of a file or URL, by its suffix; any other suffix is text.
+
+    Args:
+        name: of text (one name a line), csv or tsv with a header, parquet; all but the last gz, zst or bz2 as well.
+        column: which one of csv, tsv and parquet.
+
+    Raises:
+        UserError: it cannot be read, with the reason.
+    """
+    name = str(name)
+    try:
+        yield from _READERS[kind_of(path_of(name)) or ".txt"](name, column)
+    except (OSError, pa.ArrowException, csv.Error, ValueError) as error:
+        raise UserError(f"cannot read {name!r}: {error}") from error
+
+
+def path_of(name: str) -> Path:
+    """The path of a file, or within a URL."""
+    return Path(urlsplit(name).path if is_url(name) else name)
+
+
+def choose_column(columns: list[str], wanted: str | None, where: str) -> str:
+    if wanted is None:
+        known = [name for name in KNOWN_COLUMNS if name in columns]
+        if known or len(columns) == 1:
+            return known[0] if known else columns[0]
+        raise UserError(f"{where} has the columns {', '.join(columns)}; name one with --dataset_column")
+    if wanted not in columns:
+        raise UserError(f"{where} has no column {wanted!r}; it has {', '.join(columns)}: set --dataset_column")
+    return wanted
+
+
+def as_bytes(cells: pa.Array) -> pa.BinaryArray:
+    """Any column's cells; a missing one is empty."""
+    if isinstance(cells, pa.ChunkedArray):
+        cells = cells.combine_chunks()
+    if not pa.types.is_binary(cells.type) and not pa.types.is_large_binary(cells.type):
+        cells = cells.cast(pa.string())
+    return cells.cast(pa.binary()).fill_null(b"")
+
+
+def _raw(name):
+    return io.BufferedReader(HttpFile(name), PIECE) if is_url(name) else pa.OSFile(name)
+
+
+@contextmanager
+def _open(name: str) -> Iterator[tuple[pa.NativeFile, Callable[[], float]]]:
+    """The decompressed stream, and a function that tells the share of the file that is read."""
+    with _raw(name) as raw:
+        size = raw.raw.size if is_url(name) else raw.size()
+        file = pa.PythonFile(raw, "r") if is_url(name) else raw
+        codec = COMPRESSED.get(path_of(name).suffix)
+        stream = pa.CompressedInputStream(file, codec) if codec else file
+        yield stream, lambda: min(1.0, raw.tell() / size) if size else 1.0
+
+
+def _refuse_binary(name: str, head: bytes) -> None:
+    if b"\0" in head:
+        raise UserError(f"{name!r} is a binary file, not text; names come one a line (txt, csv, parquet)")
+
+
+def _read_text(name: str, column: str | None) -> Iterator[Block]:
+    number, rest, piece = 1, b"", None
+    with _open(name) as (stream, done):
+        while piece != b"":
+            piece = stream.read(TEXT_BLOCK)
+            _refuse_binary(name, piece[:4096])
+            text = rest + piece
+            end = text.rfind(b"\n") + 1 if piece else len(text)
+            text, rest = text[:end], text[end:]
+            if len(rest) > TEXT_BLOCK:
+                raise UserError(f"{name!r} has a line of more than {TEXT_BLOCK:,} bytes; names come one a line")
+            if text:
+                lines = lines_of(text)
+                yield Block(name, np.arange(number, number + len(lines)), lines, [], done())
+                number += len(lines)
+
+
+def lines_of(text: bytes) -> pa.BinaryArray:
+    """Text in lines that keep their ends; the last one may lack it."""
+    ends = np.flatnonzero(np.frombuffer(text, np.uint8) == ord("\n")) + 1
+    if not len(ends) or ends[-1] < len(text):
+        ends = np.append(ends, len(text))
+    offsets = np.concatenate([[0], ends]).astype(np.int32)
+    return pa.BinaryArray.from_buffers(pa.binary(), len(ends), [None, pa.py_buffer(offsets), pa.py_buffer(text)])
+
+
+def _header(name: str, wanted: str | None) -> tuple[str, str] | None:
+    """Delimiter and column of a csv or tsv file; None for an empty one."""
+    with _open(name) as (stream, _):
+        head = stream.read(1 << 16)
+    _refuse_binary(name, head[:4096])
+    first = head.removeprefix(b"\xef\xbb\xbf").partition(b"\n")[0].decode("utf-8", "replace").rstrip("\r")
+    if not head:
+        return None
+    delimiter = "\t" if kind_of(path_of(name)) == ".tsv" else max(",;\t|", key=first.count)
+    column = choose_column(next(csv.reader([first], delimiter=delimiter), []), wanted, repr(name))
+    if is_domain(column):
+        raise UserError(f"{name!r} has no header, its first row is {column!r}; add one, or call the file .txt")
+    return delimiter, column
+
+
+def _read_csv(name: str, column: str | None) -> Iterator[Block]:
+    import pyarrow.csv as pc
+
+    if (header := _header(name, column)) is None:
+        return
+    delimiter, column = header
+    malformed: list[tuple[int, str]] = []
+
+    def skip(row) -> str:
+        malformed.append((row.number, row.text))
+        return "skip"
+
+    number = 2
+    with _open(name) as (stream, done):
+        reader = pc.open_csv(
+            stream,
+            pc.ReadOptions(block_size=TEXT_BLOCK, use_threads=False),  # threads lose the numbers of rows
+            pc.ParseOptions(
+                delimiter=delimiter, newlines_in_values=True, ignore_empty_lines=False, invalid_row_handler=skip
+            ),
+            pc.ConvertOptions(include_columns=[column], column_types={column: pa.binary()}),
+        )
+        for batch in reader:
+            lines = as_bytes(batch.column(0))
+            # Rows that were skipped before the batch's last have numbers, too.
+            numbers = np.arange(number, number + len(lines) + len(malformed))
+            numbers = np.setdiff1d(numbers, [at for at, _ in malformed], assume_unique=True)[: len(lines)]
+            number = numbers[-1] + 1 if len(numbers) else number
+            told, malformed[:] = [row for row in malformed if row[0] < number], [r for r in malformed if r[0] >= number]
+            yield Block(name, numbers, lines, told, done())
+    if malformed:
+        yield Block(name, np.arange(0), pa.array([], pa.binary()), malformed, 1.0)
+
+
+def _read_parquet(name: str, column: str | None) -> Iterator[Block]:
+    import pyarrow.parquet as pq
+
+    with _raw(name) as file, tempfile.TemporaryFile() as whole:
+        if is_url(name) and not file.raw.ranges:
+            # Its index is at the end: without ranges the whole file comes first.
+            shutil.copyfileobj(file, whole, PIECE)
+            file = whole
+        parquet = pq.ParquetFile(file)
+        column = choose_column(parquet.schema_arrow.names, column, repr(name))
+        number, rows = 1, parquet.metadata.num_rows
+        for batch in parquet.iter_batches(ROW_BLOCK, columns=[column]):
+            numbers = np.arange(number, number + len(batch))
+            number += len(batch)
+            yield Block(name, numbers, as_bytes(batch.column(0)), [], (number - 1) / rows)
+
+
+_READERS = {".txt": _read_text, ".csv": _read_csv, ".tsv": _read_csv, ".parquet": _read_parquet}

@@ -1,0 +1,39 @@
+"""Flags to sources, collators and batches."""
+
+from domain_canine import DataCollatorForCodePointMasking
+from domain_canine.arguments import DataArguments, DomainTrainingArguments
+from domain_canine.data import build_batches, build_collator
+from domain_canine.prepare import Settings, prepare
+from domain_canine.sources import open_source
+
+
+def test_flags_reach_the_collator_and_the_batches(tmp_path, names_file, config):
+    config.mask_code_point = 0xE123
+    data = DataArguments(
+        dataset=str(names_file), mlm_probability=0.3, mask_replace_prob=0.5, random_replace_prob=0.2, span_length=2
+    )
+    args = DomainTrainingArguments(
+        output_dir=str(tmp_path / "x"), seed=9, per_device_train_batch_size=4, per_device_eval_batch_size=7,
+        gradient_accumulation_steps=3, use_cpu=True,
+    )  # fmt: skip
+    collator = build_collator(data, args, config)
+    expected = DataCollatorForCodePointMasking(0.3, 0.5, 0.2, 2, "mlm", 0xE123, 128, 9)
+    assert collator == expected
+    assert build_collator(DataArguments(objective="any_order"), args, config).objective == "any_order"
+    train, validation, _ = build_batches(data, args, collator)
+    assert (train.plan.global_batch, train.plan.micro_steps, train.plan.seed) == (12, 3, 9)
+    assert validation.plan.global_batch == 7 and validation.collator.mask_code_point == 0xE123
+    assert not train.fixed_shapes
+    data.fixed_shapes = True
+    assert all(batches.fixed_shapes for batches in build_batches(data, args, collator)[:2])
+
+
+def test_a_prepared_folder_and_its_first_names_are_trained_on(tmp_path, names_file, config):
+    prepare(open_source(str(names_file)), tmp_path / "names", Settings(), quiet=True)
+    args = DomainTrainingArguments(output_dir=str(tmp_path / "x"), per_device_train_batch_size=4, use_cpu=True)
+    for wanted, held, trained in ((None, 21, 179), (50, 5, 45)):
+        data = DataArguments(dataset=str(tmp_path / "names"), num_samples=wanted)
+        train, validation, rows = build_batches(data, args, build_collator(data, args, config))
+        assert (len(train), len(validation)) == (trained, held)
+        assert sum(len(train[at]["labels"]) for [at] in train.sampler()) == trained
+        assert (f"{trained} to train on, {held} for validation") in dict(rows)["names"]

@@ -1,0 +1,160 @@
+"""Files to blocks of lines: every format gives the same lines, with their numbers."""
+
+import bz2
+import gzip
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from domain_canine import readers
+from domain_canine.errors import UserError
+from domain_canine.readers import lines_of, read
+from domain_canine.sample import sample_names
+from domain_canine.sources import Files, Several, local_paths, open_source
+
+
+def lines(path, column=None) -> list[bytes]:
+    return [line.strip() for block in read(path, column) for line in block.lines.to_pylist()]
+
+
+def zstd(data: bytes) -> bytes:
+    return pa.compress(data, codec="zstd", asbytes=True)
+
+
+@pytest.mark.parametrize("small", [False, True])
+def test_formats_give_the_same_lines(tmp_path, monkeypatch, small):
+    if small:  # blocks and files then end anywhere
+        monkeypatch.setattr(readers, "TEXT_BLOCK", 100)
+        monkeypatch.setattr(readers, "ROW_BLOCK", 7)
+    names = sample_names(150)
+    text = "\n".join(names).encode()
+    rows = "\n".join(f'{i},"{name}"' for i, name in enumerate(names)).encode()
+    files = {
+        "a.txt": text, "b.txt": text + b"\n", "c.txt.gz": gzip.compress(text[:999]) + gzip.compress(text[999:]),
+        "d.zst": zstd(text), "e.bz2": bz2.compress(text), "f.csv": b"rank,domain\n" + rows, "g.csv.gz": gzip.compress(b"rank,domain\r\n" + rows),
+        "h.tsv.zst": zstd(b"\xef\xbb\xbfrank\tdomain\n" + rows.replace(b",", b"\t")), "i.csv": b"rank;domain\n" + rows.replace(b",", b";"),
+        "j.csv": b"domain\n" + text,
+    }  # fmt: skip
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    pq.write_table(pa.table({"n": range(150), "text": names}), tmp_path / "k.parquet")
+    for path in sorted(tmp_path.iterdir()):
+        assert lines(path) == [name.encode() for name in names], path
+        blocks = list(read(path))
+        first = 2 if path.name[2:5] in ("csv", "tsv") else 1
+        assert np.concatenate([block.numbers for block in blocks]).tolist() == list(range(first, first + 150)), path
+        assert (len(blocks) > 2) == small
+        assert all(0 <= block.done <= 1 and block.source == str(path) for block in blocks) and blocks[-1].done == 1
+
+
+def test_rows_that_fit_no_column_keep_their_numbers(tmp_path, monkeypatch):
+    monkeypatch.setattr(readers, "TEXT_BLOCK", 64)
+    rows = [f"{i},name{i}.com" for i in range(2, 60)]  # each says its line number
+    for at in (4, 5, 40, 59):
+        rows[at - 2] = "odd"
+    rows[10 - 2] = "10,x,y,z"
+    path = tmp_path / "a.csv"
+    path.write_text("\n".join(["rank,domain", *rows]))
+    blocks = list(read(path))
+    told = [row for block in blocks for row in block.malformed]
+    assert told == [(4, "odd"), (5, "odd"), (10, "10,x,y,z"), (40, "odd"), (59, "odd")]
+    found = {n: line.decode() for block in blocks for n, line in zip(block.numbers, block.lines.to_pylist())}
+    assert found == {n: f"name{n}.com" for n in range(2, 60) if n not in (4, 5, 10, 40, 59)}
+
+
+def test_cells_that_are_missing_quoted_or_no_text(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_bytes(b'domain,x\n"a,b.com",1\n,2\n"two\nlines.com",3\nb\xff.com,4\n')
+    assert lines(path) == [b"a,b.com", b"", b"two\nlines.com", b"b\xff.com"]
+    pq.write_table(pa.table({"name": ["a.com", None]}), tmp_path / "a.parquet")
+    pq.write_table(pa.table({"name": pa.array(["a.com"]).dictionary_encode()}), tmp_path / "b.parquet")
+    pq.write_table(pa.table({"name": pa.array(["a.com"], pa.large_string())}), tmp_path / "c.parquet")
+    pq.write_table(pa.table({"name": [12]}), tmp_path / "d.parquet")
+    assert [lines(tmp_path / f"{name}.parquet") for name in "abcd"] == [
+        [b"a.com", b""],
+        [b"a.com"],
+        [b"a.com"],
+        [b"12"],
+    ]
+
+
+def test_lines_keep_their_ends():
+    assert lines_of(b"a\r\n\nb").to_pylist() == [b"a\r\n", b"\n", b"b"]
+    assert lines_of(b"a\n").to_pylist() == [b"a\n"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "match"),
+    [
+        ("binary.txt", b"\x00\x01\x02" * 100, "binary file"),
+        ("binary.csv", b"\x00\x01\x02" * 100, "binary file"),
+        ("two.csv", b"a,b\nx.com,y.com\n", "columns a, b; name one with --dataset_column"),
+        ("headless.csv", b"a.com\nb.com\n", "has no header, its first row is 'a.com'"),
+        ("headless2.csv", b"1,a.com\n2,b.com\n", "columns 1, a.com; name one"),
+        ("torn.txt.gz", gzip.compress(b"example.com\n" * 9999)[:-40], "cannot read.*torn.txt.gz.*[Tt]runcated"),
+        ("torn.zst", zstd(b"example.com\n" * 9999)[:-10], "cannot read.*torn.zst"),
+        ("torn.csv.gz", gzip.compress(b"a\nexample.com\n" * 9999)[:-40], "cannot read.*torn.csv.gz"),
+        ("no.txt.gz", b"example.com\n", "cannot read.*no.txt.gz"),
+        ("no.parquet", b"example.com\n", "cannot read.*no.parquet"),
+    ],
+)
+def test_files_that_cannot_be_read_are_told_clearly(tmp_path, name, content, match):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=match):
+        lines(tmp_path / name)
+
+
+def test_a_line_without_an_end_is_not_gathered_for_ever(tmp_path, monkeypatch):
+    monkeypatch.setattr(readers, "TEXT_BLOCK", 100)
+    (tmp_path / "a.txt").write_bytes(b"x" * 1000)
+    with pytest.raises(UserError, match="a line of more than 100 bytes"):
+        lines(tmp_path / "a.txt")
+
+
+def test_columns_are_named_or_known(tmp_path):
+    path = tmp_path / "two.csv"
+    path.write_bytes(b"a,b\nx.com,y.com\n")
+    assert lines(path, "b") == [b"y.com"]
+    with pytest.raises(UserError, match="no column 'c'; it has a, b"):
+        lines(path, "c")
+    for empty in (b"", b"domain\n", b"domain,x\n"):
+        path.write_bytes(empty)
+        assert lines(path) == []
+
+
+def test_a_dataset_is_a_file_a_folder_a_glob_or_an_id(tmp_path):
+    for name in ("b.txt", "a.csv.gz", "c.zst", "readme.md"):
+        (tmp_path / name).write_text("")
+    assert [path.name for path in local_paths(str(tmp_path))] == ["a.csv.gz", "b.txt", "c.zst"]
+    assert [path.name for path in local_paths(str(tmp_path / "*.[tz]*"))] == ["b.txt", "c.zst"]
+    assert local_paths(str(tmp_path / "readme.md")) == [tmp_path / "readme.md"]
+    assert local_paths("some/names") is None and open_source("sample").description
+    for missing in (tmp_path / "missing.txt", tmp_path / "missing", "data/domains.txt", "missing.csv.gz", "x.zst"):
+        with pytest.raises(UserError, match="no file or folder"):
+            open_source(str(missing))
+    with pytest.raises(UserError, match="no file matches"):
+        open_source(str(tmp_path / "*.nothing"))
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(UserError, match="holds no .txt"):
+        open_source(str(tmp_path / "folder"))
+
+
+def test_several_files_and_sources_are_one(tmp_path):
+    (tmp_path / "a.txt").write_text("a.com\n")
+    (tmp_path / "b.txt").write_text("b.com\n" * 3)
+    files = Files("both", [str(tmp_path / "a.txt"), str(tmp_path / "b.txt")])
+    blocks = list(files.blocks())
+    assert [(block.source[-5:], block.done) for block in blocks] == [("a.txt", 0.25), ("b.txt", 1.0)]
+    both = Several([files, open_source(str(tmp_path / "a.txt"))])
+    assert [len(block.lines) for block in both.blocks()] == [1, 3, 1] and list(both.blocks())[-1].done == 1
+    before = both.digest()
+    assert before == both.digest()
+    (tmp_path / "b.txt").write_text("c.com\n" * 3)
+    assert both.digest() != before
+
+
+def test_without_a_network_a_hub_id_is_told_clearly():
+    with pytest.raises(UserError, match="(?s)cannot load the data set 'some/names'.*--dataset sample"):
+        list(open_source("some/names").blocks())
