@@ -18,16 +18,15 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import transformers
 from transformers import CanineTokenizer, DataCollatorForLanguageModeling
 
+from benchmarks import synthetic
 from domain_canine import readers
 from domain_canine.batches import NameBatches
 from domain_canine.cleaning import Cleaner
 from domain_canine.errors import run
 from domain_canine.masking import DataCollatorForCodePointMasking
-from domain_canine.sample import sample_names
 from domain_canine.sampling import BatchPlan
 from domain_canine.table import NameTable, spans, write_names
 
@@ -35,7 +34,6 @@ BATCH = 256
 STOCK_LENGTH = 128
 ROUNDS = 7
 STOCK_NAMES = 10 * BATCH  # in a round; the stock way takes as long for them as ours for 300 times as many
-SAMPLE = 30_000
 ROWS, COLD_ROWS = 300_000, 16_000_000
 COLD_BLOCKS = (1, 256, 1024, 4096)  # rows read together
 COLD_BATCH = 512  # a window of 64 such batches is read
@@ -48,19 +46,7 @@ def real_names(path: Path) -> pa.StringArray:
 
 
 def made_up_names(rows: int) -> pa.StringArray:
-    """The bundled sample, and the sample again with a number in each name, as often as it takes."""
-    sample = pa.array(sample_names(min(rows, SAMPLE)), pa.string())
-    again = [pc.replace_substring(sample, ".", f"-{i}.", max_replacements=1) for i in range(1, -(-rows // len(sample)))]
-    return pa.concat_arrays([sample, *again])[:rows]
-
-
-def random_names(rows: int) -> pa.StringArray:
-    """Names of 9 to 23 random letters."""
-    random = np.random.default_rng(0)
-    offsets = np.zeros(rows + 1, np.int32)
-    np.cumsum(random.integers(9, 24, rows), out=offsets[1:])
-    letters = random.integers(ord("a"), ord("z") + 1, offsets[-1], dtype=np.uint8)
-    return pa.StringArray.from_buffers(rows, pa.py_buffer(offsets), pa.py_buffer(letters))
+    return pa.chunked_array(synthetic.names(rows)).combine_chunks()
 
 
 def shuffled(names: pa.StringArray) -> pa.StringArray:
@@ -134,7 +120,7 @@ def compare(names: pa.StringArray, path: Path) -> dict[str, float]:
 
 def cold_reads(path: Path, rows: int) -> dict[str, float]:
     """Names a second of a window that is read by blocks, from a file that no page of is in memory."""
-    names = random_names(rows)
+    names = made_up_names(rows)
     write_names(names, path)
     lengths = spans(names)[2].astype(np.uint8)
     found = {}

@@ -32,6 +32,8 @@ RANGES = (
     "PyYAML>=6",
     "tqdm>=4.66",
     "requests>=2.31",
+    "urllib3>=2",
+    "httpx>=0.27",
 )
 OPTIONAL = {"wandb": "--use_wandb", "evaluate": "the metric module"}
 FREE_GB = 5  # three checkpoints and the best of the base size take 1.6 GB each

@@ -135,4 +135,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def entry() -> None:
-    run(main)
+    run(main, "; what prepare had done is kept: the same command goes on" if "prepare" in sys.argv[1:2] else "")

@@ -14,7 +14,7 @@ def first_line(error: Exception) -> str:
     return text.splitlines()[0] if text else type(error).__name__
 
 
-def run(main) -> None:
+def run(main, after_interrupt: str = "") -> None:
     """Call a command's ``main`` and exit; of several processes on a machine the first alone speaks."""
     try:
         status = main()
@@ -23,6 +23,6 @@ def run(main) -> None:
             print(f"error: {error}", file=sys.stderr)
         status = 2
     except KeyboardInterrupt:
-        print("\ninterrupted; --resume_from_checkpoint goes on from the newest checkpoint", file=sys.stderr)
+        print(f"\ninterrupted{after_interrupt}", file=sys.stderr)
         status = 130
     sys.exit(status)

@@ -12,6 +12,7 @@ import numpy as np
 from .connection import HttpFile, is_url
 from .errors import UserError
 from .hub import Hub
+from .manifest import MANIFEST
 from .readers import COMPRESSED, Block, kind_of, lines_of, read
 from .sample import sample_names
 
@@ -49,6 +50,8 @@ def local_paths(dataset: str) -> list[Path] | None:
         if not paths:
             raise UserError(f"no file matches {dataset!r}; check the pattern, and quote it in a shell")
         return paths
+    if (path / MANIFEST).is_file():
+        raise UserError(f"{dataset!r} is prepared: train on it as it is, without --streaming or preparing it again")
     if path.is_dir():
         paths = sorted(entry for entry in path.iterdir() if entry.is_file() and kind_of(entry) is not None)
         if not paths:

@@ -1,8 +1,11 @@
 import json
 
 import numpy as np
+import pyarrow as pa
 
-from benchmarks import data_path, sampler
+from benchmarks import data_path, prepare, sampler, synthetic
+from domain_canine.cleaning import Cleaner
+from domain_canine.readers import Block
 from domain_canine.sample import sample_names
 
 
@@ -57,6 +60,15 @@ def test_cold(capsys, monkeypatch):
     assert len(one_object(capsys)) == len(data_path.COLD_BLOCKS)
 
 
-def test_made_up_names_are_enough_and_nearly_all_different():
-    names = data_path.made_up_names(70_000)
-    assert len(names) == 70_000 and len(names.unique()) > 69_990
+def test_synthetic_names_are_names_and_nearly_all_different():
+    names = pa.chunked_array(synthetic.names(70_000)).combine_chunks()
+    assert len(names) == 70_000 and len(names.unique()) > 69_500
+    assert Cleaner(128)(Block("x", np.arange(70_000), names.cast(pa.binary()), [], 1.0)) == names
+
+
+def test_prepare(capsys, tmp_path):
+    assert prepare.main(["--rows", "20000", "--folder", str(tmp_path), "--json"]) == 0
+    found = one_object(capsys)
+    assert found["lines"] == 20_000 and 0.92 < found["kept"] / 20_000 < 0.94
+    assert 0 < found["peak_memory_mb"] < found["memory_limit_mb"] == 4_000 and found["names_per_s"] > 0
+    assert not list(tmp_path.iterdir())

@@ -9,6 +9,7 @@ from domain_canine import corpus as module
 from domain_canine.corpus import is_prepared, load_corpus
 from domain_canine.errors import UserError
 from domain_canine.prepare import Settings, prepare
+from domain_canine.remote import open_stream
 from domain_canine.sample import sample_names
 from domain_canine.sources import open_source
 
@@ -53,6 +54,12 @@ def test_a_prepared_folder_is_opened_as_it_is(tmp_path, monkeypatch, prepared, n
         one, other = getattr(found, side), getattr(raw, side)
         assert one.table.names(np.arange(len(one.table))) == other.table.names(np.arange(len(other.table)))
     assert found.counts == raw.counts and found.description == str(prepared)
+
+
+def test_a_prepared_folder_is_neither_streamed_nor_prepared_again(prepared):
+    for open_it in (open_source, open_stream):
+        with pytest.raises(UserError, match="prepared' is prepared: train on it as it is"):
+            open_it(str(prepared))
 
 
 def test_a_prepared_folder_must_fit_the_flags(prepared):
