@@ -40,7 +40,8 @@ class EarlyStopping(EarlyStoppingCallback):
 
     def on_evaluate(self, args, state, control, metrics, **kwargs):
         super().on_evaluate(args, state, control, metrics, **kwargs)
-        if control.should_training_stop and state.is_world_process_zero:
+        # The run's last step asks to stop, too.
+        if self.early_stopping_patience_counter >= self.early_stopping_patience and state.is_world_process_zero:
             print(f"stopping early: {self.early_stopping_patience} evaluations without a better loss", file=sys.stderr)
 
 
