@@ -18,7 +18,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import transformers
 from transformers import CanineTokenizer, DataCollatorForLanguageModeling
 
 from benchmarks import synthetic
@@ -94,7 +93,6 @@ def compare(names: pa.StringArray, path: Path) -> dict[str, float]:
     collator = DataCollatorForCodePointMasking()
     batches = NameBatches(table, lengths, collator, BATCH)
     fixed = NameBatches(table, lengths, collator, BATCH, fixed_shapes=True)
-    transformers.logging.set_verbosity_error()
     tokenizer = CanineTokenizer()
     stock = tokenizer, DataCollatorForLanguageModeling(tokenizer, mlm_probability=0.15)
     some = names[:STOCK_NAMES].to_pylist()
