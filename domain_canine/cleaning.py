@@ -45,7 +45,10 @@ class Cleaner:
 
     def __call__(self, block: Block) -> pa.StringArray:
         """The valid names of a block, in its order."""
+        before = self.counts.total()
         text, valid = normalize_lines(block.lines, self.longest, lambda *line: self._reject(block, *line))
+        if blank := len(valid) - int(valid.sum()) - (self.counts.total() - before):
+            self.counts["empty"] += blank
         for line, row in block.malformed:
             self._add(block.source, line, "malformed_row", row)
         names = text.filter(pa.array(valid))
@@ -73,7 +76,8 @@ def normalize_lines(
     Args:
         lines: (B,) bytes; white space at the edges, line ends included, does not matter.
         longest: characters a name may have; others are rejected as ``over_max_length``.
-        reject: called with the index, the line and the reason where there is no name; comments have one, too.
+        reject: called with the index, the line and the reason where there is no name; comments have one, too. For
+            lines of ASCII white space alone it is not called: a file may hold nothing else.
 
     Returns:
         (B,) names, and (B,) bool: whether there is one.
@@ -84,12 +88,14 @@ def normalize_lines(
     # Up to 63 characters no label is too long.
     short = pc.less_equal(pc.binary_length(text), min(MAX_LABEL, longest))
     valid = np.array(pc.and_(pc.match_substring_regex(text, PLAIN), short))
-    others = np.flatnonzero(~valid)
+    others = np.flatnonzero(~valid & np.asarray(pc.greater(pc.binary_length(text), 0)))
     mended = [_normalize(int(i), lines[i].as_py().decode("utf-8", "surrogateescape"), longest, reject) for i in others]
     text = pc.ascii_rtrim(text, ".")
     if mended:
         # What was rejected may be no UTF-8: an empty text takes its place.
-        text = pc.replace_with_mask(text, pa.array(~valid), pa.array([name or "" for name in mended], pa.string()))
+        mask = np.zeros(len(valid), bool)
+        mask[others] = True
+        text = pc.replace_with_mask(text, pa.array(mask), pa.array([name or "" for name in mended], pa.string()))
         valid[others] = [name is not None for name in mended]
     return text, valid
 

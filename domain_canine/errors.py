@@ -8,6 +8,10 @@ class UserError(Exception):
     """What is wrong, with the value, and what to do about it."""
 
 
+class BadInput(UserError):
+    """The input itself is at fault: to try again with it would end the same way."""
+
+
 def first_line(error: Exception) -> str:
     """What an error of a library says, without its list of causes; its kind where it says nothing."""
     text = str(error).strip()

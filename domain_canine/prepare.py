@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from . import hashing
 from .cleaning import Cleaner, first_names, hash_array, on_validation_side
-from .errors import UserError, first_line
+from .errors import BadInput, UserError, first_line
 from .manifest import MANIFEST, REJECTS, SHOWN, SIDES, VERSION, finish, read_manifest, told_lines, write_whole
 from .readers import Block
 from .table import COLUMN, write_names
@@ -85,8 +85,8 @@ def prepare(source, folder: Path, settings: Settings, memory: float = 4.0, quiet
             if not _is_complete(building, wanted):
                 try:
                     _Build(source, building, wanted, settings, memory, quiet).run()
-                except UserError:  # nothing of it would serve once the input is mended
-                    shutil.rmtree(building, ignore_errors=True)
+                except BadInput:  # nothing of it would serve once the input is mended
+                    _remove(building)
                     raise
             _clear(building)
             building.rename(folder)
@@ -128,6 +128,13 @@ def _is_complete(building, wanted):
     return (building / MANIFEST).is_file() and json.loads((building / MANIFEST).read_text())["input"] == wanted
 
 
+def _remove(building):
+    """What says what the folder is goes first: a kill meanwhile leaves nothing that passes for whole."""
+    for name in (MANIFEST, STATE):
+        (building / name).unlink(missing_ok=True)
+    shutil.rmtree(building)
+
+
 def _clear(building):
     for folder in ("parts", "spill"):
         shutil.rmtree(building / folder, ignore_errors=True)
@@ -157,14 +164,14 @@ class _Build:
         counts = first | dict(counts)
         for side in SIDES:
             if not rows[side]:
-                raise UserError(_nothing_on(side, self.source.description, kept, self.settings, counts, rejects))
+                raise BadInput(_nothing_on(side, self.source.description, kept, self.settings, counts, rejects))
         finish(self.building, self.source.description, self.wanted, counts, rejects)
 
     def _start(self):
         """An empty folder, or that of a killed call for the same input."""
         state, wanted = self.building / STATE, self.wanted | {"part_bytes": self.part_bytes}
         if self.building.exists() and not (state.is_file() and json.loads(state.read_text()) == wanted):
-            shutil.rmtree(self.building)
+            _remove(self.building)
         for folder in (self.parts, *(self.building / side for side in SIDES)):
             folder.mkdir(parents=True, exist_ok=True)
         write_whole(state, json.dumps(wanted))
@@ -224,7 +231,7 @@ def _parts(blocks: Iterable[Block], part_bytes: int) -> Iterator[tuple[list[Bloc
     part, size, done = [], 0, 1.0
     for block in blocks:
         part.append(block)
-        size += block.lines.nbytes
+        size += block.lines.nbytes + block.numbers.nbytes
         done = max(block.done, 1e-6)
         if size >= part_bytes:
             yield part, done

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from .connection import PIECE, HttpFile, is_url
-from .errors import UserError
+from .errors import BadInput
 from .normalization_domain_canine import is_domain
 
 COMPRESSED = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
@@ -53,13 +53,13 @@ def read(name: str | Path, column: str | None = None) -> Iterator[Block]:
         column: which one of csv, tsv and parquet.
 
     Raises:
-        UserError: it cannot be read, with the reason.
+        BadInput: it cannot be read, with the reason.
     """
     name = str(name)
     try:
         yield from _READERS[kind_of(path_of(name)) or ".txt"](name, column)
     except (OSError, pa.ArrowException, csv.Error, ValueError) as error:
-        raise UserError(f"cannot read {name!r}: {error}") from error
+        raise BadInput(f"cannot read {name!r}: {error}") from error
 
 
 def path_of(name: str) -> Path:
@@ -72,9 +72,9 @@ def choose_column(columns: list[str], wanted: str | None, where: str) -> str:
         known = [name for name in KNOWN_COLUMNS if name in columns]
         if known or len(columns) == 1:
             return known[0] if known else columns[0]
-        raise UserError(f"{where} has the columns {', '.join(columns)}; name one with --dataset_column")
+        raise BadInput(f"{where} has the columns {', '.join(columns)}; name one with --dataset_column")
     if wanted not in columns:
-        raise UserError(f"{where} has no column {wanted!r}; it has {', '.join(columns)}: set --dataset_column")
+        raise BadInput(f"{where} has no column {wanted!r}; it has {', '.join(columns)}: set --dataset_column")
     return wanted
 
 
@@ -104,7 +104,7 @@ def _open(name: str) -> Iterator[tuple[pa.NativeFile, Callable[[], float]]]:
 
 def _refuse_binary(name: str, head: bytes) -> None:
     if b"\0" in head:
-        raise UserError(f"{name!r} is a binary file, not text; names come one a line (txt, csv, parquet)")
+        raise BadInput(f"{name!r} is a binary file, not text; names come one a line (txt, csv, parquet)")
 
 
 def _read_text(name: str, column: str | None) -> Iterator[Block]:
@@ -117,7 +117,7 @@ def _read_text(name: str, column: str | None) -> Iterator[Block]:
             end = text.rfind(b"\n") + 1 if piece else len(text)
             text, rest = text[:end], text[end:]
             if len(rest) > TEXT_BLOCK:
-                raise UserError(f"{name!r} has a line of more than {TEXT_BLOCK:,} bytes; names come one a line")
+                raise BadInput(f"{name!r} has a line of more than {TEXT_BLOCK:,} bytes; names come one a line")
             if text:
                 lines = lines_of(text)
                 yield Block(name, np.arange(number, number + len(lines)), lines, [], done())
@@ -144,7 +144,7 @@ def _header(name: str, wanted: str | None) -> tuple[str, str] | None:
     delimiter = "\t" if kind_of(path_of(name)) == ".tsv" else max(",;\t|", key=first.count)
     column = choose_column(next(csv.reader([first], delimiter=delimiter), []), wanted, repr(name))
     if is_domain(column):
-        raise UserError(f"{name!r} has no header, its first row is {column!r}; add one, or call the file .txt")
+        raise BadInput(f"{name!r} has no header, its first row is {column!r}; add one, or call the file .txt")
     return delimiter, column
 
 

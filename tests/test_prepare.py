@@ -1,6 +1,7 @@
 """From lines to clean, unique, shuffled, split names on disk: the same bytes again, whatever happens in between."""
 
 import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -94,6 +95,21 @@ def test_duplicates_are_found_however_far_apart(tmp_path, small_pieces):
     assert len(list((tmp_path / "out" / "train").glob("*.arrow"))) == 9 and len(found.train.table) > 850
 
 
+def test_different_names_of_one_key_stay_two_also_at_the_ends_of_the_range(tmp_path, monkeypatch, small_pieces):
+    def two_keys(*parts):
+        return np.where(np.asarray(parts[-1]) % np.uint64(2) == 0, np.uint64(0), np.uint64(2**64 - 1))
+
+    monkeypatch.setattr(module.hashing, "key", two_keys)
+    names = sample_names(1_000)
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "on_validation_side", lambda hashes, *_: np.arange(len(hashes)) % 10 == 0)
+        found = make("\n".join(names + names[:500]), tmp_path / "a" / "out")
+    one_side = names_of(found.train)
+    assert len(set(one_side)) == len(one_side) and set(every_name(found)) == set(names)
+    # Within a key they stand in order of the names, so that the bytes are the same again.
+    assert sum(a > b for a, b in zip(one_side, one_side[1:])) == 1
+
+
 def test_names_are_shuffled_and_another_seed_shuffles_otherwise(tmp_path, small_pieces):
     names = sorted(sample_names(1_000))
     found = names_of(make("\n".join(names), tmp_path / "a" / "out").train)
@@ -170,7 +186,15 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path, monkeypatch, small_pieces):
     assert [getattr(path, "name", path)[:10] for path in again] == ["data-00002", "data-00000"]
     assert sorted(every_name(found)) == sorted(sample_names(1_000))
     monkeypatch.undo()
-    # What is left of other input is not taken.
+    # What is left of other input is not taken, not even when its removal was killed.
+    shutil.copytree(tmp_path / "out", tmp_path / "out.building")
+    shutil.rmtree(tmp_path / "out")
+    monkeypatch.setattr(module.shutil, "rmtree", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        make("\n".join(sample_names(50)), tmp_path / "out")
+    monkeypatch.undo()
+    assert not (tmp_path / "out.building" / "manifest.json").exists()
+    assert make(text, tmp_path / "out").counts["kept"] == 1_000
     (tmp_path / "out").rename(tmp_path / "out.building")
     assert make("\n".join(sample_names(50)), tmp_path / "out").counts["kept"] == 50
 

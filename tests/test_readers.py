@@ -80,6 +80,13 @@ def test_cells_that_are_missing_quoted_or_no_text(tmp_path):
     ]
 
 
+def test_line_ends_within_quotes_may_lie_at_the_end_of_a_block(tmp_path, monkeypatch):
+    monkeypatch.setattr(readers, "TEXT_BLOCK", 64)
+    cells = [f"{'a' * (i % 7)}\n{i}.com" for i in range(60)]
+    (tmp_path / "a.csv").write_text("x,domain\n" + "".join(f'{i},"{cell}"\n' for i, cell in enumerate(cells)))
+    assert [line.decode() for line in lines(tmp_path / "a.csv")] == [cell.strip() for cell in cells]
+
+
 def test_lines_keep_their_ends():
     assert lines_of(b"a\r\n\nb").to_pylist() == [b"a\r\n", b"\n", b"b"]
     assert lines_of(b"a\n").to_pylist() == [b"a\n"]
