@@ -148,8 +148,8 @@ class NameBatches(Dataset):
         text = np.ndarray(len(data) - length, f"V{length}", data, strides=1)[starts].view(np.uint8)
         text = text.reshape(-1, length)
         text *= below(length).view(np.uint8).take(lengths + 1, axis=0)
-        ids, inside = _set_ends(text.astype(np.int32), lengths), below(widest).take(lengths, axis=0)
-        masked = self.collator.mask(ids, inside, lengths, draws[:, rows], 1, self.collator.most(widest))
+        ids = _set_ends(text.astype(np.int32), lengths)
+        masked = self.collator.mask(ids, lengths, draws[:, rows], self.collator.most(widest))
         made, begin = {}, 0
         for place in places:
             here = slice(begin, begin + bounds[place + 1] - bounds[place])

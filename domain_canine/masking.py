@@ -1,6 +1,6 @@
 """Which characters of a name are masked, and with what.
 
-Every choice is a hash of (seed, epoch, name, position), so that batches may be cut in any way and a name is masked
+Every choice is a hash of (seed, epoch, name) and its place, so that batches may be cut in any way and a name is masked
 the same. The batch it makes: ``input_ids`` and ``attention_mask`` (B, L), ``masked_positions`` and ``labels``
 (B, K), and for the objective ``any_order`` also ``loss_weights`` (B,).
 """
@@ -23,6 +23,7 @@ _ALPHABET = np.array([ord(character) for character in NAME_CHARACTERS])
 
 # One number for each kind of draw, so that no two draws share their bits.
 _COUNT, _ORDER, _OFFSET, _KIND, _CHARACTER = hashing.mix(np.arange(5))
+_NOTHING = np.iinfo(np.int32).max
 
 
 @dataclass
@@ -104,7 +105,8 @@ class DataCollatorForCodePointMasking:
         real = below(ids.shape[1]).take(lengths, axis=0)
         special = (ids == PAD) | (ids == CLS) | (ids == SEP) | (ids == self.mask_code_point)
         maskable = real & ~special & (ids < self.vocab_size)
-        masked = self.mask(ids.astype(np.int32), maskable, maskable.sum(1), self.draws(names, epoch))
+        columns = np.argsort(~maskable, axis=1, kind="stable")
+        masked = self.mask(ids.astype(np.int32), maskable.sum(1), self.draws(names, epoch), columns=columns)
         return as_batch(masked, lengths)
 
     def draws(self, names: np.ndarray, epoch: int) -> np.ndarray:
@@ -115,26 +117,27 @@ class DataCollatorForCodePointMasking:
     def mask(
         self,
         ids: np.ndarray,
-        maskable: np.ndarray,
         count: np.ndarray,
         draws: np.ndarray,
-        first: int = 0,
         most: int | None = None,
+        columns: np.ndarray | None = None,
     ) -> dict[str, np.ndarray]:
         """Mask names whose draws are made: all of a batch but the attention mask.
 
         Args:
             ids: (B, L) int32, changed.
-            maskable: (B, W) which of the W columns from ``first`` on may be masked.
-            count: (B,) how many they are.
+            count: (B,) how many characters of each may be masked.
             draws: (4, B) as ``draws`` makes them.
             most: K; by default what the batch needs at most.
+            columns: (B, W) where those characters stand, in order; by default behind [CLS], from 1 on.
         """
         count_draw, order_draw, offset_draw, kind_draw = draws
         most = self.most(int(count.max(initial=0))) if most is None else most
         chosen = self._how_many(count_draw, count)
         target = below(most).take(chosen, axis=0)
-        positions = self._which(order_draw, offset_draw, maskable, first, target)
+        numbers = np.where(target, self._which(order_draw, offset_draw, count, chosen, most), 0)
+        positions = numbers + 1 if columns is None else np.take_along_axis(columns, numbers.astype(np.int64), axis=1)
+        positions = positions.astype(np.int32) * target
 
         # From here on in one dimension, over the T targets alone: the slot of each in (B, K), its row, its cell.
         slot = np.flatnonzero(target)
@@ -161,30 +164,21 @@ class DataCollatorForCodePointMasking:
             return np.minimum(count, 1 + (u * count).astype(np.int64))
         return np.minimum(count, np.maximum(1, (self.fraction * count + u).astype(np.int64)))
 
-    def _which(self, order_draw, offset_draw, maskable, first, target):
-        """Positions (B, K) of the masked characters in ascending order; where there is no ``target`` it is 0."""
-        rows, width = maskable.shape
-        stop, most = first + width, target.shape[1]
-        if self.span_length > 1 and self.objective == "mlm":
-            # Blocks of span_length, shifted by a random offset, are masked whole until the count is reached; the
-            # last one in part. Characters of a block share a draw, and lie side by side in the order of the draws.
-            offset = (offset_draw % np.uint64(self.span_length)).astype(np.int64)
-            block = _keys(stop)[(np.arange(first, stop) + offset[:, None]) // self.span_length]
-        else:
-            block = _keys(stop)[None, first:].repeat(rows, axis=0)
-        draw = hashing.mix(order_draw.repeat(width).reshape(rows, width) ^ block)
-        # A column's place stands in the low bits of its draw, so that sorting the draws sorts the columns.
-        low = np.uint64(2 ** stop.bit_length() - 1)
-        draw &= ~low
-        draw |= np.arange(first, stop, dtype=np.uint64)[None].repeat(rows, axis=0)
-        draw[~maskable] = 2**64 - 1
-        # The smallest K are a small part: to single them out before they are sorted takes half the time.
-        draw.partition(min(most, width) - 1, axis=1)
-        draw = draw[:, :most].copy()
-        draw.sort(axis=1)
-        positions = np.where(target, (draw & low).astype(np.int32), np.int32(stop))
-        positions.sort(axis=1)
-        return positions * target
+    def _which(self, order_draw, offset_draw, count, chosen, most):
+        """Numbers (B, K) of the masked ones among ``count`` characters, ascending; any from ``chosen`` on."""
+        if self.span_length == 1 or self.objective == "any_order":
+            return _subsets(order_draw, count, chosen, most)
+        # Spans are drawn as if each were one character of a name that is shorter by the rest of them, so that they do
+        # not overlap; the last has what is left of the count. Then all go round by a random shift: every character is
+        # as likely to be masked, and a span is cut where it meets the end.
+        span, token = self.span_length, np.arange(most)
+        spans = -(-chosen // span)
+        begin = _subsets(order_draw, count - chosen + spans, spans, -(-most // span))
+        found = begin[:, token // span] + token - token // span + _scale(offset_draw, count)[:, None]
+        found %= np.maximum(count, 1)[:, None]
+        found[token >= chosen[:, None]] = _NOTHING
+        found.sort(axis=1)
+        return found
 
     def _with_what(self, kind_draw, width, position, truth):
         """What stands at the masked positions (T,): the mask, a random character, or the true one."""
@@ -216,6 +210,27 @@ def as_batch(
     if "loss_weights" in masked:
         batch["loss_weights"] = masked["loss_weights"][rows].copy()
     return {name: torch.from_numpy(values) for name, values in batch.items()}
+
+
+def _subsets(draws: np.ndarray, size: np.ndarray, chosen: np.ndarray, most: int) -> np.ndarray:
+    """``chosen`` of the numbers below ``size``, every subset as likely, for each name (B,) -> (B, most), ascending.
+
+    What lies beyond ``chosen`` is no number. The j-th is drawn from the first ``size - chosen + j + 1`` numbers, and is
+    the last of these if it was drawn before (Floyd's sampling, Bentley and Floyd 1987): one draw a masked character.
+    With a draw for every character, and the smallest taken, batches are made at 2.7 M names/s instead of 4.1 M.
+    """
+    j = np.arange(most)[:, None]
+    last = (size - chosen + j).astype(np.int32)
+    found = _scale(hashing.mix(draws ^ _keys(most)[:, None]), last + 1).astype(np.int32)
+    for i in range(1, most):
+        np.copyto(found[i], last[i], where=(found[:i] == found[i]).any(0))
+    found[j >= chosen] = _NOTHING
+    return np.sort(found.T.copy(), axis=1)
+
+
+def _scale(draws, size):
+    """uint64 -> int64 in [0, size), size below 2**32."""
+    return ((draws >> np.uint64(32)) * size.astype(np.uint64) >> np.uint64(32)).astype(np.int64)
 
 
 @lru_cache
