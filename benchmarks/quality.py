@@ -162,7 +162,7 @@ def model_figures(model, corpus: Corpus) -> dict[str, float]:
     sums = torch.zeros(len(SUMS), dtype=torch.float64, device=model.device)
     config = model.config
     for batch in validation_batches(corpus, mask_code_point=config.mask_code_point, vocab_size=config.vocab_size):
-        batch = {name: values.to(model.device) for name, values in batch.items()}
+        batch = {name: values.to(model.device) if torch.is_tensor(values) else values for name, values in batch.items()}
         suffix = suffix_positions(batch)
         labels = batch.pop("labels")
         sums += masked_sums(model(**batch).logits, labels, suffix)

@@ -68,7 +68,7 @@ def walk(lengths: np.ndarray, epoch: int) -> float:
     plan = BatchPlan(lengths, GLOBAL_BATCH)
     starts = range(0, plan.steps, WINDOW)[:WINDOWS]
     begun = time.perf_counter()
-    names = sum(plan.window(epoch, start)[1].batches.size for start in starts)
+    names = sum(len(plan.window(epoch, start)[1].rows) for start in starts)
     return names / (time.perf_counter() - begun)
 
 

@@ -57,10 +57,6 @@ REFUSED = {
     "ignore_data_skip": "a resume jumps to its step at no cost",
     "dataloader_drop_last": "every name is used once an epoch",
     "label_smoothing_factor": "the loss is the exact one",
-    "auto_find_batch_size": "batches are planned for the whole run; set --per_device_train_batch_size",
-    "torch_compile": "torch 2.13 cannot compile the model for changing lengths (inductor: ValueRangeError)",
-    "torch_compile_backend": "see --torch_compile",
-    "torch_compile_mode": "see --torch_compile",
     "fp16_full_eval": "evaluation runs in the precision of the training",
     "bf16_full_eval": "evaluation runs in the precision of the training",
 }
@@ -122,9 +118,14 @@ class DataArguments:
     random_replace_prob: float = flag(0.1, "Share of the masked characters that becomes a random character.")
     span_length: int = flag(1, "Mask runs of this many characters; 1 masks single characters.")
     fixed_shapes: bool = flag(False, "Pad batches to 11 shapes at most, for compiled kernels; 1% more slots.")
+    slots_per_batch: int | None = flag(
+        None,
+        "Batches of about so many character slots a device and micro-step (--batch_size is not used then): more short "
+        "names, or fewer long ones.",
+    )
 
     def __post_init__(self):
-        positive(self, "num_samples", "span_length")
+        positive(self, "num_samples", "span_length", "slots_per_batch")
         if not SHORTEST_INPUT <= self.max_length <= LONGEST_INPUT:
             raise UserError(
                 f"--max_length must lie between {SHORTEST_INPUT} and {LONGEST_INPUT} (a name has at most 253 "
@@ -146,8 +147,11 @@ class DataArguments:
             )
         if self.streaming and self.dataset == SAMPLE:
             raise UserError("--dataset sample is made in memory; leave --streaming out")
-        if self.streaming and self.fixed_shapes:
-            raise UserError("--fixed_shapes needs names that are prepared; leave it or --streaming out")
+        for name in ("fixed_shapes", "slots_per_batch"):
+            if self.streaming and getattr(self, name):
+                raise UserError(f"--{name} needs names that are prepared; leave it or --streaming out")
+        if self.fixed_shapes and self.slots_per_batch:
+            raise UserError("--fixed_shapes and --slots_per_batch contradict each other; give one of them")
 
 
 @dataclass

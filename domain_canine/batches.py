@@ -65,6 +65,7 @@ class NameBatches(Dataset):
         fixed_shapes: for compiled kernels, no more shapes than FIXED_ROOMS: each batch has ``batch_size`` rows, empty
             names without a target in place of those it lacks; L and K are for names of as many characters as the next
             of FIXED_ROOMS.
+        even: batches of as many slots instead of as many names; ``batch_size`` is their mean.
     """
 
     def __init__(
@@ -79,12 +80,14 @@ class NameBatches(Dataset):
         seed: int = 42,
         evaluation: bool = False,
         fixed_shapes: bool = False,
+        even: bool = False,
     ):
         self.table = table
         self.collator = collator.for_evaluation() if evaluation else collator
         self.batch_size, self.rank, self.ranks = batch_size, rank, ranks
         self.evaluation, self.fixed_shapes = evaluation, fixed_shapes
-        self.plan = BatchPlan(lengths, batch_size * ranks * micro_steps, micro_steps, seed, shuffle=not evaluation)
+        step = batch_size * ranks * micro_steps
+        self.plan = BatchPlan(lengths, step, micro_steps, seed, shuffle=not evaluation, even=even)
         self._window, self._share, self._ready = None, None, {}
 
     def __len__(self) -> int:
@@ -106,9 +109,10 @@ class NameBatches(Dataset):
 
     def _read(self, window: Window, epoch: int) -> _Share:
         """All that is done once for a window: names are read by runs of rows, and hashed."""
-        shares = [self._fill(share) for share in self.plan.deal(window.batches, self.rank, self.ranks)]
-        mine = np.concatenate(shares, axis=1).ravel()
-        bounds = np.cumsum([0] + [share.shape[1] for share in shares] * len(window.batches))
+        deal = self.plan.deal
+        shares = [self._fill(share) for batch in window.batches for share in deal(batch, self.rank, self.ranks)]
+        mine = np.concatenate(shares)
+        bounds = np.cumsum([0, *map(len, shares)])
         data, starts, lengths = spans(self.table.take(window.rows))
         # An empty name, the last, stands for the rows that are missing.
         starts, lengths = np.append(starts, starts[0])[mine], np.append(lengths, 0)[mine]
@@ -123,9 +127,9 @@ class NameBatches(Dataset):
         return _Share(data, starts - begin, lengths, draws, bounds, rooms)
 
     def _fill(self, share):
-        """A rank's rows of a micro-step (steps, B), or at least one: an empty name rather than leave others waiting."""
-        missing = max((self.batch_size if self.fixed_shapes else 1) - share.shape[1], 0)
-        return np.pad(share, ((0, 0), (0, missing)), constant_values=-1)
+        """A rank's rows of a micro-step (B,), or at least one: an empty name rather than leave others waiting."""
+        missing = (self.batch_size if self.fixed_shapes else 1) - len(share)
+        return np.append(share, np.full(missing, -1)) if missing > 0 else share
 
     def _alike(self, place):
         """Micro-batches of the same L, this one among them, that this process will be asked for."""
@@ -153,6 +157,7 @@ class NameBatches(Dataset):
         made, begin = {}, 0
         for place in places:
             here = slice(begin, begin + bounds[place + 1] - bounds[place])
-            made[place] = as_batch(masked, lengths + 2, here, self.collator.most(int(rooms[place])))
+            most = self.collator.most(int(rooms[place]))
+            made[place] = as_batch(masked, lengths + 2, here, most, self.collator.keeps_ascii)
             begin = here.stop
         return made

@@ -12,6 +12,7 @@ from .manifest import SHOWN, told_lines
 from .masking import DataCollatorForCodePointMasking
 from .prepare import Settings
 from .remote import open_stream
+from .sampling import names_within
 from .streams import StreamBatches
 
 
@@ -49,10 +50,15 @@ def _local(data, args, collator):
         settings = Settings(data.validation_split, data.split_seed, data.max_length, data.num_samples)
         quiet = args.local_process_index > 0 or not sys.stderr.isatty()
         corpus = load_corpus(data.dataset, settings, data.dataset_column, quiet)
-    place = _place(args, collator) | {"fixed_shapes": data.fixed_shapes}
+    # Kernels are compiled for each shape anew.
+    place = _place(args, collator) | {"fixed_shapes": data.fixed_shapes or args.torch_compile}
+    if data.slots_per_batch:
+        shares = args.world_size * args.gradient_accumulation_steps
+        names = names_within(corpus.train.lengths, data.slots_per_batch * shares)
+        args.per_device_train_batch_size = max(1, names // shares)
     train = NameBatches(
         corpus.train.table, corpus.train.lengths, collator, args.per_device_train_batch_size,
-        micro_steps=args.gradient_accumulation_steps, **place,
+        micro_steps=args.gradient_accumulation_steps, even=data.slots_per_batch is not None, **place,
     )  # fmt: skip
     validation = NameBatches(
         corpus.validation.table, corpus.validation.lengths, collator, args.per_device_eval_batch_size,

@@ -14,6 +14,8 @@ from .configuration_domain_canine import DomainCanineConfig
 
 # The multipliers of CANINE's hash functions; a fixed part of every checkpoint (upstream: modeling.py).
 HASH_PRIMES = (31, 43, 59, 61, 73, 97, 103, 113, 137, 149, 157, 173, 181, 193, 211, 223)
+# The code points of most batches: ASCII, and CANINE's special ones from U+E000 on (upstream: special_codepoints.py).
+ASCII, SPECIAL, SPECIAL_END = 128, 0xE000, 0xE008
 
 
 class DomainCanineEmbeddings(nn.Module):
@@ -32,20 +34,37 @@ class DomainCanineEmbeddings(nn.Module):
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def code_points(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """(B, S) code points -> (B, S, D) hash embeddings, without position."""
+    def code_points(self, input_ids: torch.Tensor, ascii_only: bool = False) -> torch.Tensor:
+        """(B, S) code points -> (B, S, D) hash embeddings, without position.
+
+        With ``ascii_only`` there are none but ASCII and U+E000 to U+E007: those 136 are hashed, and looked up once for
+        each slot, instead of every slot by every hash function.
+        """
+        if ascii_only:
+            device = input_ids.device
+            known = torch.cat([
+                torch.arange(ASCII, device=device), torch.arange(SPECIAL, SPECIAL_END, device=device)
+            ])  # fmt: skip
+            # Row 128 + i for U+E000 + i, whose 16th bit is 1.
+            return F.embedding((input_ids & ASCII - 1) + (input_ids >> 15) * ASCII, self.code_points(known))
         shards = [
             getattr(self, f"HashBucketCodepointEmbedder_{i}")((input_ids + 1) * prime % self.buckets)
             for i, prime in enumerate(self.primes)
         ]
         return torch.cat(shards, dim=-1)
 
-    def forward(self, embeddings, token_type_ids, position_ids):
-        """Hash embeddings (B, S, D); token types and positions (1 or B, S) -> (B, S, D)."""
-        embeddings = (
-            embeddings + self.char_position_embeddings(position_ids) + self.token_type_embeddings(token_type_ids)
-        )
-        return self.dropout(self.LayerNorm(embeddings))
+    def forward(self, embeddings, token_type_ids=None, position_ids=None):
+        """Hash embeddings (B, S, D); token types and positions (B, S), 0 and 0 .. S - 1 by default -> (B, S, D)."""
+        # Slices, not look-ups: their gradient is a sum over the batch.
+        if position_ids is None:
+            positions = self.char_position_embeddings.weight[: embeddings.shape[1]]
+        else:
+            positions = self.char_position_embeddings(position_ids)
+        if token_type_ids is None:
+            types = self.token_type_embeddings.weight[0]
+        else:
+            types = self.token_type_embeddings(token_type_ids)
+        return self.dropout(self.LayerNorm(embeddings + (positions + types)))
 
 
 class DomainCanineSelfAttention(nn.Module):
@@ -106,7 +125,7 @@ class DomainCanineLayer(GradientCheckpointingLayer):
         if self.window is not None and states.shape[1] > self.window:
             context, weights = self._windows(states, mask)
         else:
-            context, weights = self.attention["self"](queries, states, _never_empty(mask)[:, None, None])
+            context, weights = self.attention["self"](queries, states, mask[:, None, None])
         states = self.attention["output"](context, queries)
         return self.output(self.activation(self.intermediate["dense"](states)), states), weights
 
@@ -115,13 +134,13 @@ class DomainCanineLayer(GradientCheckpointingLayer):
         padding = -length % width
         states = F.pad(states, (0, 0, 0, padding)).unflatten(1, (-1, width)).flatten(0, 1)
         mask = F.pad(mask, (0, padding)).unflatten(1, (-1, width)).flatten(0, 1)
-        context, weights = self.attention["self"](states, states, _never_empty(mask)[:, None, None])
+        context, weights = self.attention["self"](states, states, never_empty(mask)[:, None, None])
         # A window with no real key attends to nothing; stock CANINE averages its padding.
         context = context * mask.any(1)[:, None, None]
         return context.unflatten(0, (-1, (length + padding) // width)).flatten(1, 2)[:, :length], weights
 
 
-def _never_empty(mask: torch.Tensor) -> torch.Tensor:
+def never_empty(mask: torch.Tensor) -> torch.Tensor:
     """Rows with no True become all True: a softmax over nothing is NaN."""
     return mask | ~mask.any(1, keepdim=True)
 
@@ -131,11 +150,17 @@ class DomainCanineEncoder(nn.Module):
         super().__init__()
         self.layer = nn.ModuleList(DomainCanineLayer(config, window) for _ in range(layers))
 
-    def forward(self, states, mask, trace, queries=None):
-        """States (B, N, D), mask (B, N) -> (B, N or Q, D); what each layer saw goes into ``trace`` if there is one."""
+    def forward(self, states, mask, trace, wanted=None):
+        """States (B, N, D), mask (B, N) with no row empty -> (B, N, D), or (B, Q, D) of the states that are ``wanted``.
+
+        Args:
+            trace: what each layer saw goes into it, if there is one.
+            wanted: picks from the last layer's input (B, N, D) the states (B, Q, D) to go on with; all by default.
+        """
         if trace is not None:
             trace["hidden_states"] += (states,)
         for layer in self.layer:
+            queries = wanted(states) if wanted is not None and layer is self.layer[-1] else None
             states, weights = layer(states, mask, queries)
             if trace is not None:
                 trace["hidden_states"] += (states,)

@@ -2,7 +2,8 @@
 
 Every choice is a hash of (seed, epoch, name) and its place, so that batches may be cut in any way and a name is masked
 the same. The batch it makes: ``input_ids`` and ``attention_mask`` (B, L), ``masked_positions`` and ``labels``
-(B, K), and for the objective ``any_order`` also ``loss_weights`` (B,).
+(B, K), ``ascii_only`` (a bool, which spares the model look-ups), and for the objective ``any_order`` also
+``loss_weights`` (B,).
 """
 
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 
 from . import hashing
+from .layers_domain_canine import ASCII, SPECIAL, SPECIAL_END
 from .modeling_domain_canine import IGNORED
 from .tokenization_domain_canine import CLS, MASK, PAD, SEP
 
@@ -81,7 +83,7 @@ class DataCollatorForCodePointMasking:
             epoch=EVALUATION_EPOCH,
         )
 
-    def __call__(self, features: list[dict]) -> dict[str, torch.Tensor]:
+    def __call__(self, features: list[dict]) -> dict[str, torch.Tensor | bool]:
         """Collate tokenizer outputs (``input_ids`` with [CLS] and [SEP]; other keys are ignored).
 
         A name's own hash stands for its index, as with streams: equal names are masked alike within an epoch.
@@ -107,7 +109,12 @@ class DataCollatorForCodePointMasking:
         maskable = real & ~special & (ids < self.vocab_size)
         columns = np.argsort(~maskable, axis=1, kind="stable")
         masked = self.mask(ids.astype(np.int32), maskable.sum(1), self.draws(names, epoch), columns=columns)
-        return as_batch(masked, lengths)
+        return as_batch(masked, lengths, ascii_only=bool(_is_usual(masked["input_ids"]).all()))
+
+    @property
+    def keeps_ascii(self) -> bool:
+        """Whether names of ASCII are so, to the model, when they are masked."""
+        return bool(_is_usual(np.array(self.mask_code_point)))
 
     def draws(self, names: np.ndarray, epoch: int) -> np.ndarray:
         """What all draws for these names (B,) begin with: (4, B) uint64, a row for each kind."""
@@ -199,7 +206,8 @@ def as_batch(
     lengths: np.ndarray,
     rows: slice = slice(None),
     most: int | None = None,
-) -> dict[str, torch.Tensor]:
+    ascii_only: bool = False,
+) -> dict[str, torch.Tensor | bool]:
     """Some rows of masked names as a batch, cut to K: copies, so that a worker sends no more than them."""
     batch = {
         "input_ids": masked["input_ids"][rows].astype(np.int64),
@@ -209,7 +217,12 @@ def as_batch(
     batch["attention_mask"] = below(batch["input_ids"].shape[1]).take(lengths[rows], axis=0).astype(np.int64)
     if "loss_weights" in masked:
         batch["loss_weights"] = masked["loss_weights"][rows].copy()
-    return {name: torch.from_numpy(values) for name, values in batch.items()}
+    return {name: torch.from_numpy(values) for name, values in batch.items()} | {"ascii_only": ascii_only}
+
+
+def _is_usual(code_points: np.ndarray) -> np.ndarray:
+    """Which code points the model knows by its small table."""
+    return (code_points < ASCII) | (code_points >= SPECIAL) & (code_points < SPECIAL_END)
 
 
 def _subsets(draws: np.ndarray, size: np.ndarray, chosen: np.ndarray, most: int) -> np.ndarray:

@@ -27,6 +27,7 @@ from .layers_domain_canine import (
     DomainCanineEmbeddings,
     DomainCanineEncoder,
     MoleculesToCharacters,
+    never_empty,
 )
 
 IGNORED = -100  # a label that is no target, PyTorch's ignore_index
@@ -70,6 +71,7 @@ class DomainCanineModel(DomainCaninePreTrainedModel):
         position_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         masked_positions: torch.Tensor | None = None,
+        ascii_only: bool = False,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
     ) -> tuple | CanineModelOutputWithPooling:
@@ -79,6 +81,7 @@ class DomainCanineModel(DomainCaninePreTrainedModel):
             input_ids: (B, L) code points; or ``inputs_embeds`` (B, L, D), hash embeddings.
             attention_mask: (B, L), 1 where real; by default where ``input_ids`` is not 0.
             masked_positions: (B, K); the last layer then runs at these positions only.
+            ascii_only: promises that ``input_ids`` are ASCII or U+E000 to U+E007; the same result, sooner.
 
         Returns:
             ``last_hidden_state`` (B, L, D), or (B, K, D) with ``masked_positions``, and ``pooler_output`` (B, D).
@@ -92,15 +95,16 @@ class DomainCanineModel(DomainCaninePreTrainedModel):
         slots = rate * ((length + right + rate - 1) // rate)
         if attention_mask is None:
             attention_mask = given.new_ones(given.shape[:2]) if input_ids is None else input_ids != 0
-        mask = F.pad(attention_mask != 0, (0, slots - length))
+        # A row of padding alone attends to it: a softmax over nothing is NaN.
+        mask = never_empty(F.pad(attention_mask != 0, (0, slots - length)))
         if inputs_embeds is None:
-            embeddings = self.char_embeddings.code_points(F.pad(input_ids, (0, slots - length)))
+            embeddings = self.char_embeddings.code_points(F.pad(input_ids, (0, slots - length)), ascii_only)
         else:
             padding = mask.new_zeros(mask.shape[0], slots - length, dtype=torch.long)
             embeddings = torch.cat([inputs_embeds, self.char_embeddings.code_points(padding)], dim=1)
-        every_slot = torch.arange(slots, device=mask.device)[None]
-        types = every_slot * 0 if token_type_ids is None else F.pad(token_type_ids, (0, slots - length))
-        positions = every_slot if position_ids is None else F.pad(position_ids, (0, slots - length))
+        types, positions = (
+            None if given is None else F.pad(given, (0, slots - length)) for given in (token_type_ids, position_ids)
+        )
 
         if output_attentions is None:
             output_attentions = self.config.output_attentions
@@ -114,14 +118,18 @@ class DomainCanineModel(DomainCaninePreTrainedModel):
         # Molecule k is attended to if any of the characters 4k .. 4k + 3 is real; [CLS] stands at 0, so that the last
         # one, which stock CANINE drops, never is: it only carries characters back up.
         molecule_mask = F.pad(mask.unflatten(1, (-1, rate)).any(-1), (0, 1))
-        molecules = self.encoder(self.chars_to_molecules(characters), molecule_mask, trace)
+        whole = self.pooler is not None or trace is not None
+        molecules = self.encoder(
+            self.chars_to_molecules(characters), molecule_mask, trace, None if whole else lambda states: states[:, 1:]
+        )
         pooled = None if self.pooler is None else torch.tanh(self.pooler["dense"](molecules[:, 0]))
-        states = self.projection(characters, molecules[:, 1:].repeat_interleave(rate, dim=1))
-        queries = None
-        if masked_positions is not None:
-            queries = states.gather(1, masked_positions[..., None].expand(-1, -1, states.shape[-1]))
-        states = self.final_char_encoder(states, mask, trace, queries)
-        states = states if masked_positions is not None else states[:, :length]
+        molecules = molecules[:, 1:] if whole else molecules  # [CLS] is for the pooler alone
+        states = self.projection(characters, molecules.repeat_interleave(rate, dim=1))
+        if masked_positions is None:
+            states = self.final_char_encoder(states, mask, trace)[:, :length]
+        else:
+            at = masked_positions[..., None].expand(-1, -1, states.shape[-1])
+            states = self.final_char_encoder(states, mask, trace, lambda states: states.gather(1, at))
 
         return CanineModelOutputWithPooling(
             last_hidden_state=states,
@@ -169,6 +177,7 @@ class DomainCanineForMaskedLM(DomainCaninePreTrainedModel):
         labels: torch.Tensor | None = None,
         loss_weights: torch.Tensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
+        ascii_only: bool = False,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
     ) -> tuple | MaskedLMOutput:
@@ -179,18 +188,20 @@ class DomainCanineForMaskedLM(DomainCaninePreTrainedModel):
             labels: (B, K), or (B, L) without ``masked_positions``: the true code points, -100 where there is none.
             loss_weights: (B,) weight of each name's characters in the loss; 1 by default.
             num_items_in_batch: what the summed nats are divided by; the summed weights of the targets by default.
+            ascii_only: as of ``DomainCanineModel``.
 
         Returns:
             ``loss`` in nats per masked character, and ``logits`` (B, K, V) or (B, L, V).
         """
         outputs = self.canine(
-            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, masked_positions,
+            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, masked_positions, ascii_only,
             output_attentions, output_hidden_states,
         )  # fmt: skip
         logits = self.lm_head(outputs.last_hidden_state)
         loss = None
         if labels is not None:
-            nats = F.cross_entropy(logits.float().transpose(1, 2), labels, ignore_index=IGNORED, reduction="none")
+            rows = logits.float().flatten(0, 1)
+            nats = F.cross_entropy(rows, labels.flatten(), ignore_index=IGNORED, reduction="none").view_as(labels)
             weights = (labels != IGNORED).to(nats.dtype)
             if loss_weights is not None:
                 weights = weights * loss_weights[:, None]
@@ -225,8 +236,8 @@ class DomainCanineForSequenceClassification(DomainCaninePreTrainedModel):
     ) -> tuple | SequenceClassifierOutput:
         """Labels: (B,) class indices; (B,) or (B, num_labels) floats for regression or several labels a name."""
         outputs = self.canine(
-            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, None,
-            output_attentions, output_hidden_states,
+            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds,
+            output_attentions=output_attentions, output_hidden_states=output_hidden_states,
         )  # fmt: skip
         logits = self.classifier(self.dropout(outputs.pooler_output))
         return SequenceClassifierOutput(

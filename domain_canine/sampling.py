@@ -8,6 +8,9 @@ length meet, padding stays small, reads go by block, and any step is one window 
 
 What is left over after the last full global batch forms the epoch's last, shorter step. A global batch is dealt to
 micro-steps and ranks by length, in shares that differ by one row at most; a share may be empty in that last step.
+
+Batches may also be cut evenly by slots, what the model computes, instead of by names: then the batches of a window, the
+last one too, have more short names or fewer long ones.
 """
 
 from collections.abc import Iterator
@@ -41,11 +44,49 @@ def _keys(seed: int, epoch: int) -> _Keys:
     return _Keys(*hashing.key(seed, epoch, _DRAWS + np.arange(len(_Keys._fields))))
 
 
+def slots(characters: np.ndarray) -> np.ndarray:
+    """Slots that the model computes for names of so many characters: [CLS], [SEP], two more, in whole molecules."""
+    return (characters.astype(np.int64) + 7) // 4 * 4
+
+
+def cuts_by_slots(needed: np.ndarray, parts: int) -> np.ndarray:
+    """Where names in order of length are cut into ``parts`` batches, the largest as small as can be: (parts - 1,).
+
+    A batch takes as many slots as its longest name, for every name. ``needed`` (N,), N >= parts, are those of each name.
+    """
+    least, most = int(needed.sum()) // parts, int(needed[-1]) * len(needed)
+    while least < most:
+        middle = (least + most) // 2
+        least, most = (least, middle) if len(_filled(needed, middle)) < parts else (middle + 1, most)
+    cuts = _filled(needed, most)
+    while len(cuts) < parts - 1:  # fewer than allowed: the batch of the most names becomes two
+        edges = [0, *cuts, len(needed)]
+        i = int(np.argmax(np.diff(edges)))
+        cuts.insert(i, (edges[i] + edges[i + 1]) // 2)
+    return np.array(cuts, np.int64)
+
+
+def _filled(needed, limit):
+    """Cuts of batches that are filled up to ``limit`` slots, or with one name, from the longest on."""
+    cuts, stop = [], len(needed)
+    while (stop := stop - max(1, limit // int(needed[stop - 1]))) > 0:
+        cuts.insert(0, stop)
+    return cuts
+
+
+def names_within(lengths: np.ndarray, limit: int) -> int:
+    """How many names a batch of about ``limit`` slots has, on average; of a million names that are in random order."""
+    some = np.sort(lengths[: 1 << 20])
+    few = limit * WINDOW // int(slots(some).mean())  # a window's
+    needed = slots(some[:: max(1, len(some) // few)])
+    return max(1, len(needed) // (len(_filled(needed, limit)) + 1))
+
+
 class Window(NamedTuple):
     """The batches of some consecutive steps."""
 
     rows: np.ndarray  # (n,) int64 in the order to read them in: runs of consecutive rows
-    batches: np.ndarray  # (steps, B) int64 indices into ``rows``, each batch sorted by length
+    batches: list[np.ndarray]  # a step each: (B,) int64 indices into ``rows``, sorted by length
 
 
 class Permutation:
@@ -89,6 +130,7 @@ class BatchPlan:
         seed: of the order.
         shuffle: without it, rows are sorted by length over windows of the order given (for evaluation).
         block: consecutive rows that stay together.
+        even: a window's batches are cut to need as few slots as possible at most; ``global_batch`` is their mean.
     """
 
     def __init__(
@@ -99,6 +141,7 @@ class BatchPlan:
         seed: int = 0,
         shuffle: bool = True,
         block: int = BLOCK,
+        even: bool = False,
     ):
         self.lengths = np.asarray(lengths)  # a memory map stays one, without the slower indexing of np.memmap
         self.global_batch = global_batch
@@ -106,6 +149,7 @@ class BatchPlan:
         self.seed = seed
         self.shuffle = shuffle
         self.block = block
+        self.even = even
         self.steps = -(-len(lengths) // global_batch)
         self._key, self._window = None, None
 
@@ -114,35 +158,41 @@ class BatchPlan:
         first, window = self.window(epoch, step)
         return window.rows[self.deal(window.batches[step - first], rank, ranks)[micro_step]]
 
-    def deal(self, batches: np.ndarray, rank: int, ranks: int) -> list[np.ndarray]:
-        """A rank's share of global batches (..., B), for each micro-step."""
+    def deal(self, batch: np.ndarray, rank: int, ranks: int) -> list[np.ndarray]:
+        """A rank's share of a global batch (B,), for each micro-step."""
         # Micro-steps are cut in order of length; ranks of a micro-step interleave, so that they end together.
-        return [share[..., rank::ranks] for share in np.array_split(batches, self.micro_steps, axis=-1)]
+        cuts = [len(batch) * share // self.micro_steps for share in range(self.micro_steps + 1)]
+        return [batch[start + rank : stop : ranks] for start, stop in zip(cuts, cuts[1:])]
 
     def window(self, epoch: int, step: int) -> tuple[int, Window]:
         """The window that a step lies in, and its first step; the last window is kept."""
         if not 0 <= step < self.steps:
             raise IndexError(f"step {step} of an epoch of {self.steps}")
-        full = len(self.lengths) // self.global_batch
-        first = full if step == full else step // WINDOW * WINDOW
+        # Steps that share windows: all but a last one that is short.
+        whole = self.steps if self.even else len(self.lengths) // self.global_batch
+        first = whole if step == whole else step // WINDOW * WINDOW
         if self._key != (epoch, first):
-            self._key, self._window = (epoch, first), self._make_window(epoch, first, full)
+            self._key, self._window = (epoch, first), self._make_window(epoch, first, min(WINDOW, whole - first) or 1)
         return first, self._window
 
-    def _make_window(self, epoch, first, full):
-        """The batches of steps ``first`` .. ``first + WINDOW``, or the one short batch."""
-        steps = min(WINDOW, full - first) or 1
+    def _make_window(self, epoch, first, steps):
+        """The batches of so many steps from ``first`` on."""
         rows = self._positions_to_rows(epoch, first * self.global_batch, (first + steps) * self.global_batch)
         # One radix sort of 16 bits: 7 ns a name, where a sort of 64 bits takes 80. Of rows of one length those of a
         # block must not always meet in a batch; 256 groups in random order are enough for that.
-        order = self.lengths[rows].astype(np.uint16) << np.uint16(8)
+        lengths = self.lengths[rows]
+        order = lengths.astype(np.uint16) << np.uint16(8)
         if self.shuffle:
             ties = hashing.mix(rows.astype(np.uint64) ^ _keys(self.seed, epoch).ties)
             order |= (ties >> np.uint64(56)).astype(np.uint16)
-        batches = np.argsort(order, kind="stable").reshape(steps, -1)
+        order = np.argsort(order, kind="stable")
+        if self.even:
+            batches = np.split(order, cuts_by_slots(slots(lengths[order]), steps))
+        else:
+            batches = list(order.reshape(steps, -1))
         if self.shuffle:
             numbers = np.arange(first, first + steps, dtype=np.uint64)
-            batches = batches[np.argsort(hashing.mix(numbers ^ _keys(self.seed, epoch).shuffle))]
+            batches = [batches[i] for i in np.argsort(hashing.mix(numbers ^ _keys(self.seed, epoch).shuffle))]
         return Window(rows, batches)
 
     def _positions_to_rows(self, epoch, start, stop):

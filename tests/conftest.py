@@ -31,6 +31,14 @@ SMALL = {
 }
 
 
+def equal(one: dict, other: dict) -> bool:
+    """Whether two batches are the same, to the bit."""
+    return one.keys() == other.keys() and all(
+        torch.equal(value, other[name]) if torch.is_tensor(value) else value == other[name]
+        for name, value in one.items()
+    )
+
+
 @pytest.fixture(autouse=True)
 def _fixed_seed_and_own_cache(tmp_path_factory, monkeypatch):
     torch.manual_seed(0)

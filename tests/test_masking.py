@@ -35,7 +35,15 @@ def test_a_batch_by_hand():
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 1, 0]]
     assert batch["masked_positions"].tolist() == [[1, 2], [1, 0]]
     assert batch["labels"].tolist() == [[97, 98], [99, IGNORED]]
-    assert sorted(batch) == ["attention_mask", "input_ids", "labels", "masked_positions"]
+    assert sorted(batch) == ["ascii_only", "attention_mask", "input_ids", "labels", "masked_positions"]
+
+
+def test_a_batch_says_whether_it_is_ascii():
+    collator = DataCollatorForCodePointMasking(fraction=0.01)
+    assert collator(features("ab", "c"))["ascii_only"] is True
+    assert collator(features("ab", "ü"))["ascii_only"] is False
+    assert collator([{"input_ids": [CLS, 97, 0xE008]}])["ascii_only"] is False
+    assert DataCollatorForCodePointMasking(mask_code_point=0xE123)(features("ab"))["ascii_only"] is False
 
 
 def test_only_names_characters_are_masked_and_every_name_has_a_target():

@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from conftest import equal
 from test_trainer import assert_equal, entries, make_trainer, weights
 from transformers import TrainerCallback
 
@@ -70,10 +71,6 @@ def passes(loader, wanted=1) -> list[list[str]]:
         if min(position.epoch for position in stream.positions) >= wanted:
             break
     return found
-
-
-def equal(one, other) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
 
 def take(loader, wanted) -> list[dict]:

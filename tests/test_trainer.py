@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL
+from conftest import SMALL, equal
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
@@ -338,8 +338,7 @@ def test_evaluation_is_exact_and_repeats(finished):
 def test_evaluation_masks_do_not_change_with_the_epoch(finished):
     dataset = finished.eval_dataset
     for index in range(dataset.plan.steps):
-        one, other = dataset[(0, index)], dataset[(3, index)]
-        assert all(torch.equal(one[key], other[key]) for key in one)
+        assert equal(dataset[(0, index)], dataset[(3, index)])
 
 
 def test_evaluation_masks_do_not_change_with_the_place_in_the_file():

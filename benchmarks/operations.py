@@ -1,0 +1,42 @@
+"""Counted operations of a training step: what a perfect machine would need time for.
+
+Matrix products alone are counted, as multiply-adds, 2 operations each; a step takes three times the forward pass (the
+gradients by the inputs and by the weights cost as much again each). D width, F feed-forward, N layers, V classes; a
+batch has B rows of S slots, M = S / 4 molecules, K masked positions.
+
+    first layer        a slot          4 D^2 + 2 D F + 2 S D
+    down-sampling      a molecule      4 D^2
+    deep stack         a molecule + 1  N (4 D^2 + 2 D F + 2 (M + 1) D)
+    up-sampling        a slot          8 D^2
+    final layer        a slot          2 D^2                          (keys and values)
+                       a position      2 D^2 + 2 D F + 2 S D          (queries, output, feed-forward)
+    head               a position      D^2 + D V
+"""
+
+import torch
+from transformers import CanineConfig
+
+
+def multiply_adds(config: CanineConfig, rows: float, slots: float, masked: float, classes: int) -> float:
+    """Of one forward pass over ``rows`` names of ``slots`` slots and ``masked`` masked positions each."""
+    d, f, molecules = config.hidden_size, config.intermediate_size, slots / config.downsampling_rate
+    a_slot = 4 * d * d + 2 * d * f + 2 * min(slots, config.local_transformer_stride) * d + 8 * d * d + 2 * d * d
+    deep = config.num_hidden_layers * (4 * d * d + 2 * d * f + 2 * (molecules + 1) * d)
+    a_position = 2 * d * d + 2 * d * f + 2 * slots * d + d * d + d * classes
+    return rows * (slots * a_slot + molecules * 4 * d * d + (molecules + 1) * deep + masked * a_position)
+
+
+def of_batch(config: CanineConfig, batch: dict[str, torch.Tensor]) -> tuple[float, float]:
+    """Operations of a training step on one of our batches: as it is computed, and of its real code points alone."""
+    rows, length = batch["input_ids"].shape
+    slots = computed_slots(length)
+    classes = config.vocab_size
+    computed = multiply_adds(config, rows, slots, batch["masked_positions"].shape[1], classes)
+    real = batch["attention_mask"].sum().item() / rows
+    targets = (batch["labels"] >= 0).sum().item() / rows
+    return 6 * computed, 6 * multiply_adds(config, rows, real, targets, classes)
+
+
+def computed_slots(length: int) -> int:
+    """Slots that the model computes for an input of so many code points."""
+    return 4 * -(-(length + 2) // 4)
