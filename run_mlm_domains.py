@@ -38,7 +38,7 @@ def main() -> int:
         eval_dataset=validation,
         processing_class=tokenizer,
     )
-    startup.record(args, model_arguments, data_arguments)
+    startup.record(args, model_arguments, data_arguments, train.content, checkpoint)
     trainer.train(resume_from_checkpoint=checkpoint)
 
     which, metrics = trainer.save_final()

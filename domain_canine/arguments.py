@@ -117,7 +117,7 @@ class DataArguments:
     mask_replace_prob: float = flag(0.8, "Share of the masked characters that becomes the mask.")
     random_replace_prob: float = flag(0.1, "Share of the masked characters that becomes a random character.")
     span_length: int = flag(1, "Mask runs of this many characters; 1 masks single characters.")
-    fixed_shapes: bool = flag(False, "Pad batches to 11 shapes at most, for compiled kernels; 1% more slots.")
+    fixed_shapes: bool = flag(False, "Pad batches to 11 shapes at most, for compiled kernels; 1%% more slots.")
     slots_per_batch: int | None = flag(
         None,
         "Batches of about so many character slots a device and micro-step (--batch_size is not used then): more short "
@@ -126,6 +126,8 @@ class DataArguments:
 
     def __post_init__(self):
         positive(self, "num_samples", "span_length", "slots_per_batch")
+        if not 0 <= self.split_seed < 2**63:
+            raise UserError(f"--split_seed must be from 0 on and below 2**63, not {self.split_seed}")
         if not SHORTEST_INPUT <= self.max_length <= LONGEST_INPUT:
             raise UserError(
                 f"--max_length must lie between {SHORTEST_INPUT} and {LONGEST_INPUT} (a name has at most 253 "

@@ -88,6 +88,7 @@ class NameBatches(Dataset):
         self.evaluation, self.fixed_shapes = evaluation, fixed_shapes
         step = batch_size * ranks * micro_steps
         self.plan = BatchPlan(lengths, step, micro_steps, seed, shuffle=not evaluation, even=even)
+        self.content: str | None = None  # equal for equal names
         self._window, self._share, self._ready = None, None, {}
 
     def __len__(self) -> int:

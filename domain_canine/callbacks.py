@@ -109,8 +109,9 @@ class ProgressBar(TrainerCallback):
 
 def evaluation_line(metrics: dict, state) -> str:
     """The figures of one evaluation in a line."""
+    epoch = "" if state.epoch is None else f"epoch {state.epoch:.2f}, "
     return (
-        f"epoch {state.epoch:.2f}, step {state.global_step:,}: validation loss {metrics['eval_loss']:.4f}, perplexity "
+        f"{epoch}step {state.global_step:,}: validation loss {metrics['eval_loss']:.4f}, perplexity "
         f"{metrics['eval_perplexity']:.3f} (name {metrics['eval_perplexity_name']:.3f}, suffix "
         f"{metrics['eval_perplexity_suffix']:.3f}), {metrics['eval_bits_per_character']:.3f} bits per character, "
         f"accuracy {metrics['eval_accuracy']:.1%}, top 5 {metrics['eval_accuracy_top5']:.1%}"

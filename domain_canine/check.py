@@ -129,12 +129,12 @@ def _tried(what: str, flag: str, name: str, look: Callable[[], str]) -> Row:
 
 def _first_name(dataset: str) -> str:
     from .cleaning import Cleaner
-    from .corpus import is_prepared, read_manifest
+    from .manifest import is_prepared, read_manifest
     from .remote import open_stream
     from .sources import SAMPLE, open_source
 
-    if is_prepared(dataset):
-        return f"prepared, {read_manifest(Path(dataset).expanduser())['counts']['kept']:,} names"
+    if is_prepared(folder := Path(dataset).expanduser()):
+        return f"prepared, {read_manifest(folder)['counts']['kept']:,} names"
     # As a stream nothing is downloaded but the beginning.
     for block in (open_source if dataset == SAMPLE else open_stream)(dataset).blocks():
         if len(names := Cleaner(255)(block)):

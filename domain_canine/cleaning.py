@@ -52,7 +52,9 @@ class Cleaner:
         for line, row in block.malformed:
             self._add(block.source, line, "malformed_row", row)
         names = text.filter(pa.array(valid))
-        self.counts["lines"] += len(block.lines) + len(block.malformed)
+        if block.continued:
+            self.counts["inside_quotes"] += block.continued
+        self.counts["lines"] += len(block.lines) + len(block.malformed) + block.continued
         self.counts["valid"] += len(names)
         return names
 
@@ -121,6 +123,7 @@ def first_names(blocks: Iterable[Block], count: int, max_length: int) -> Iterato
                 lines=block.lines[: last + 1],
                 malformed=[row for row in block.malformed if row[0] < block.numbers[last]],
                 done=1.0,
+                continued=0,
             )
             return
         count -= len(found)

@@ -65,7 +65,7 @@ def add_prepare(commands) -> None:
 
 
 def prepare_command(arguments) -> int:
-    from .manifest import read_manifest, told_lines
+    from .manifest import check_digests, read_manifest, told_lines
     from .prepare import LEAST_MEMORY, Settings, prepare
     from .sources import Several, open_source
 
@@ -73,6 +73,10 @@ def prepare_command(arguments) -> int:
     names = ("validation_split", "split_seed", "max_length", "num_samples")
     chosen = {name: getattr(arguments, name) for name in names}
     DataArguments(**chosen)
+    if not arguments.output:
+        raise UserError("--output is empty: name the folder to make")
+    if not 0 <= arguments.seed < 2**63:
+        raise UserError(f"--seed must be from 0 on and below 2**63, not {arguments.seed}")
     if not arguments.memory >= LEAST_MEMORY:
         raise UserError(f"--memory must be at least {LEAST_MEMORY:g} (GB), not {arguments.memory:g}")
     sources = [open_source(each, arguments.dataset_column) for each in arguments.inputs]
@@ -82,6 +86,7 @@ def prepare_command(arguments) -> int:
     made = prepare(source, folder, settings, arguments.memory, quiet=not sys.stderr.isatty())
     manifest = read_manifest(folder)
     if not made:
+        check_digests(folder, manifest)
         print(f"{folder} was made of this input with these settings before: nothing to do", file=sys.stderr)
     for line in told_lines(manifest["counts"], manifest["rejects"]):
         print(line, file=sys.stderr)

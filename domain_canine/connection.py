@@ -17,6 +17,7 @@ import urllib3
 from .errors import UserError, first_line
 
 TRIES = 10  # in a row that bring nothing: with these waits, about 4 minutes
+FIRST_TRIES = 3  # where no server was ever reached: more likely a mistake than a break
 FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0  # seconds; doubled from try to try
 TIMEOUT = (10, 60)  # seconds to connect, and from byte to byte
 PIECE = 1 << 20  # bytes read at once: what a drop costs
@@ -38,21 +39,32 @@ class Patience:
     def reset(self) -> None:
         self.failures = 0
 
-    def wait(self, error: Exception) -> None:
+    def wait(self, error: Exception, tries: int = TRIES) -> None:
         """Sleep before the next try.
 
         Raises:
             UserError: there have been enough.
         """
         self.failures += 1
-        if self.failures > TRIES:
+        if self.failures > tries:
             raise UserError(
-                f"{self.what!r} cannot be read: {TRIES} tries in a row failed, the last with: {first_line(error)}\n"
+                f"{self.what!r} cannot be read: {tries} tries in a row failed, the last with: {_told(error)}\n"
                 "  Check the network and the address; a run that has checkpoints goes on with --resume_from_checkpoint."
             ) from error
         seconds = min(LONGEST_WAIT, FIRST_WAIT * 2 ** (self.failures - 1))
-        print(f"lost {self.what}: {first_line(error)}; trying again in {seconds:g} s", file=sys.stderr)
+        told = f"trying again in {seconds:g} s ({self.failures} of {tries} times)"
+        print(f"lost {self.what}: {_told(error)}; {told}", file=sys.stderr)
         time.sleep(seconds)
+
+
+def _reason(error: Exception) -> Exception | None:
+    """What urllib3 raised within an error of requests."""
+    return getattr(error.args[0], "reason", None) if error.args else None
+
+
+def _told(error: Exception) -> str:
+    """What went wrong, without the addresses and objects that requests puts around it."""
+    return str(_reason(error)).rpartition(": ")[2] if _reason(error) else first_line(error)
 
 
 def patiently(what: str, open_again: Callable[[], Iterator]) -> Iterator:
@@ -87,7 +99,11 @@ class HttpFile(io.RawIOBase):
             try:
                 self._connect()
             except DROPS as error:
-                self._patience.wait(error)
+                unknown = isinstance(_reason(error), urllib3.exceptions.NameResolutionError)
+                if unknown or isinstance(error, requests.exceptions.InvalidURL):
+                    raise UserError(f"{url!r} does not exist: {_told(error)}; check it, and the network") from error
+                reached = not isinstance(_reason(error), urllib3.exceptions.NewConnectionError)
+                self._patience.wait(error, TRIES if reached else FIRST_TRIES)
 
     def readable(self) -> bool:
         return True
@@ -140,6 +156,8 @@ class HttpFile(io.RawIOBase):
         # Compressed on the way, lengths and ranges would be those of other bytes.
         headers = {"Range": f"bytes={self._at}-", "Accept-Encoding": "identity"}
         response = requests.get(self.url, headers=headers, stream=True, timeout=TIMEOUT)
+        if response.status_code == 416 and self._at == 0:  # nothing of an empty file can be had in parts
+            response = requests.get(self.url, headers={"Accept-Encoding": "identity"}, stream=True, timeout=TIMEOUT)
         if 400 <= response.status_code < 500 and response.status_code not in _PASSING:
             raise UserError(
                 f"{self.url!r} cannot be read: the server answers {response.status_code} {response.reason}; "
@@ -147,15 +165,18 @@ class HttpFile(io.RawIOBase):
             )
         response.raise_for_status()
         self.ranges = response.status_code == 206
-        size = _size(response)
+        size = _size(response, self._at)
         if size is None and "chunked" not in response.headers.get("Transfer-Encoding", ""):
             raise UserError(
                 f"{self.url!r} does not tell its length, so that a cut would go unnoticed; download it first"
             )
-        if self._at and size != self.size:
-            raise UserError(f"{self.url!r} has changed while it was read: it had {self.size} bytes and has {size} now")
-        self.size, self._response = size, response
-        self.version = response.headers.get("ETag") or response.headers.get("Last-Modified")
+        version = response.headers.get("ETag") or response.headers.get("Last-Modified")
+        if self._at and (size, version) != (self.size, self.version):
+            raise UserError(
+                f"{self.url!r} has changed while it was read: it had {self.size} bytes (version {self.version}), and "
+                f"has {size} (version {version}) now"
+            )
+        self.size, self.version, self._response = size, version, response
         skipped = self._at if self.ranges else 0
         while skipped < self._at:
             if not (piece := self._piece(self._at - skipped)):
@@ -163,9 +184,13 @@ class HttpFile(io.RawIOBase):
             skipped += len(piece)
 
 
-def _size(response) -> int | None:
+def _size(response, at: int) -> int | None:
+    """Bytes of the whole file, of which a part was asked for from ``at`` on; None where the server does not tell."""
     if response.status_code == 206:
-        size = response.headers["Content-Range"].rpartition("/")[2]
+        unit_and_first, _, rest = response.headers.get("Content-Range", "").partition("-")
+        if unit_and_first != f"bytes {at}":
+            raise ConnectionError(f"asked for what follows byte {at}, the server sent {unit_and_first!r}")
+        size = rest.rpartition("/")[2]
     else:
         size = response.headers.get("Content-Length", "*")
     return int(size) if size.isdigit() else None

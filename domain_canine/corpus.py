@@ -10,7 +10,7 @@ import numpy as np
 
 from .cleaning import SPECIAL
 from .errors import UserError
-from .manifest import LENGTHS, MANIFEST, VERSION, read_manifest
+from .manifest import LENGTHS, VERSION, is_prepared, read_manifest, shards
 from .prepare import Settings, prepare
 from .sources import open_source
 from .table import NameTable
@@ -28,17 +28,14 @@ class Side:
 
 @dataclass
 class Corpus:
-    """Names ready for training; ``counts`` says what became of every line."""
+    """Names ready for training; ``counts`` says what became of every line, ``content`` is equal for equal names."""
 
     train: Side
     validation: Side
     counts: dict[str, int]
     rejects: list[dict]
     description: str
-
-
-def is_prepared(dataset: str) -> bool:
-    return (Path(dataset).expanduser() / MANIFEST).is_file()
+    content: str
 
 
 def load_corpus(dataset: str, settings: Settings, column: str | None = None, quiet: bool = False) -> Corpus:
@@ -53,10 +50,10 @@ def load_corpus(dataset: str, settings: Settings, column: str | None = None, qui
     Raises:
         UserError: as ``prepare``; or a prepared folder does not fit.
     """
-    if is_prepared(dataset):
+    if dataset and is_prepared(Path(dataset).expanduser()):
         return _prepared(Path(dataset).expanduser(), settings)
     source = open_source(dataset, column)
-    key = json.dumps([VERSION, source.digest(), column, asdict(settings)])
+    key = json.dumps([VERSION, source.digest(), source.column, asdict(settings)])
     home = os.environ.get("DOMAIN_CANINE_CACHE") or Path.home() / ".cache" / "domain_canine"
     folder = Path(home).expanduser() / hashlib.blake2b(key.encode(), digest_size=8).hexdigest()
     prepare(source, folder, settings, quiet=quiet)
@@ -81,6 +78,7 @@ def _prepared(folder, settings):
     corpus = _open(folder, str(folder))
     if settings.num_samples is not None:
         # They are in random order: the first of each side, in the sides' proportion.
+        corpus.description += f", {settings.num_samples:,} of its names"
         share = min(1.0, settings.num_samples / manifest["counts"]["kept"])
         for side in (corpus.train, corpus.validation):
             side.lengths = side.lengths[: max(1, round(share * len(side.lengths)))]
@@ -91,6 +89,7 @@ def _open(folder: Path, description: str) -> Corpus:
     manifest = read_manifest(folder)
     sides = {}
     for side in manifest["sides"]:
-        shards = sorted((folder / side).glob("*.arrow"))
-        sides[side] = Side(NameTable(shards), np.memmap(folder / side / LENGTHS, np.uint8, "r"))
-    return Corpus(**sides, counts=manifest["counts"], rejects=manifest["rejects"], description=description)
+        sides[side] = Side(NameTable(shards(folder, side)), np.memmap(folder / side / LENGTHS, np.uint8, "r"))
+    content = hashlib.blake2b(json.dumps(manifest["input"]).encode(), digest_size=8).hexdigest()
+    counts, rejects = manifest["counts"], manifest["rejects"]
+    return Corpus(**sides, counts=counts, rejects=rejects, description=description, content=content)

@@ -64,6 +64,7 @@ def _local(data, args, collator):
         corpus.validation.table, corpus.validation.lengths, collator, args.per_device_eval_batch_size,
         evaluation=True, **place,
     )  # fmt: skip
+    train.content = corpus.content
     return train, validation, _table(corpus, len(train), len(validation), data)
 
 
@@ -83,6 +84,7 @@ def _stream(data, args, collator):
     names = data.num_samples or source.count()
     step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     steps_per_epoch = names and max(1, int(names * (1 - data.validation_split)) // step)
+    train.steps_per_epoch = steps_per_epoch
     if args.max_steps <= 0:
         if not steps_per_epoch:
             raise UserError(

@@ -71,7 +71,7 @@ class Hub:
         for table in data.select_columns([column]).with_format("arrow").iter(ROW_BLOCK):
             numbers = np.arange(number, number + len(table))
             number += len(table)
-            yield Block(self.description, numbers, as_bytes(table[column]), [], (number - 1) / len(data))
+            yield Block(self.description, numbers, as_bytes(table[column]), (number - 1) / len(data))
 
     def digest(self) -> str:
         return f"{self.description} {self.load()._fingerprint}"

@@ -10,6 +10,7 @@ import numpy as np
 from .errors import UserError
 
 MANIFEST = "manifest.json"
+STATE = "building.json"  # what a folder is being made of, until it has its manifest
 LENGTHS = "lengths.u8"
 REJECTS = "rejects.jsonl"
 SIDES = ("train", "validation")
@@ -28,16 +29,16 @@ def finish(folder: Path, description: str, made_of: dict, counts: dict[str, int]
     """Lengths in one file a side, what ``datasets.load_from_disk`` wants, and last the manifest."""
     sides, files = {}, [REJECTS, "dataset_dict.json"]
     for side in SIDES:
-        shards = sorted((folder / side).glob("*.arrow"))
+        made = shards(folder, side)
         with (folder / side / LENGTHS).open("wb") as together:
-            for shard in shards:
+            for shard in made:
                 with shard.with_suffix(".lengths").open("rb") as lengths:
                     shutil.copyfileobj(lengths, together)
         lengths = np.memmap(folder / side / LENGTHS, np.uint8, "r")
         sides[side] = {"names": len(lengths), "longest": int(lengths.max())}
-        shards = [shard.name for shard in shards]
-        _describe_to_datasets(folder / side, side, shards, made_of["content"])
-        files += [f"{side}/{name}" for name in (*shards, LENGTHS, "state.json", "dataset_info.json")]
+        names = [shard.name for shard in made]
+        _describe_to_datasets(folder / side, side, names, made_of["content"])
+        files += [f"{side}/{name}" for name in (*names, LENGTHS, "state.json", "dataset_info.json")]
     (folder / "dataset_dict.json").write_text(json.dumps({"splits": SIDES}))
     manifest = {
         "source": description,
@@ -48,6 +49,14 @@ def finish(folder: Path, description: str, made_of: dict, counts: dict[str, int]
         "files": {name: [(folder / name).stat().st_size, _digest(folder / name)] for name in files},
     }
     write_whole(folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+
+
+def is_prepared(folder: Path) -> bool:
+    """Whether a folder has a manifest, and it is one of ours."""
+    try:
+        return "version" in json.loads((folder / MANIFEST).read_text())["input"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def read_manifest(folder: Path) -> dict:
@@ -65,6 +74,22 @@ def read_manifest(folder: Path) -> dict:
             found = f"has {path.stat().st_size:,} bytes, not {size:,}" if path.is_file() else "is missing"
             raise UserError(f"{str(path)!r} {found}: copy the folder again, or prepare it again")
     return manifest
+
+
+def shards(folder: Path, side: str) -> list[Path]:
+    """The files of a side's names, in order; ``datasets`` leaves caches of its own beside them."""
+    return sorted((folder / side).glob("data-*-of-*.arrow"))
+
+
+def check_digests(folder: Path, manifest: dict) -> None:
+    """Read every file of a folder again.
+
+    Raises:
+        UserError: the contents of one are not what was written.
+    """
+    for name, (_, digest) in manifest["files"].items():
+        if _digest(folder / name) != digest:
+            raise UserError(f"{str(folder / name)!r} is damaged: copy the folder again, or prepare it again")
 
 
 def told_lines(counts: dict[str, int], rejects: list[dict]) -> list[str]:

@@ -7,6 +7,8 @@ of their hash are shuffled. What is finished, part or shard, outlives a killed p
 all is done.
 """
 
+import errno
+import glob
 import json
 import os
 import shutil
@@ -27,14 +29,27 @@ from tqdm import tqdm
 from . import hashing
 from .cleaning import Cleaner, first_names, hash_array, on_validation_side
 from .errors import BadInput, UserError, first_line
-from .manifest import MANIFEST, REJECTS, SHOWN, SIDES, VERSION, finish, read_manifest, told_lines, write_whole
+from .manifest import (
+    MANIFEST,
+    REJECTS,
+    SHOWN,
+    SIDES,
+    STATE,
+    VERSION,
+    finish,
+    is_prepared,
+    read_manifest,
+    told_lines,
+    write_whole,
+)
 from .readers import Block
 from .table import COLUMN, write_names
 
-PART_BYTES = 1 << 25  # of text cleaned at once, about 2 million names
+PART_BYTES = 1 << 25  # of text and numbers of lines cleaned at once, about 1.2 million names
+PIECE_ROWS = 1 << 17  # lines cleaned at once: of junk each leaves a Python object
+MALFORMED_BYTES = 300  # what a malformed row is counted as
 SHARD_ROWS = 4_000_000  # names of a shard, about 80 MB
 ROW_GROUP = 1 << 15  # names; a range of keys is found by the smallest and largest of each group
-STATE = "building.json"  # what the folder is being made of
 LEAST_MEMORY = 1.0  # GB; the libraries alone take 0.5
 _ORDER = 302  # the order's own kind of draw
 
@@ -74,8 +89,8 @@ def prepare(source, folder: Path, settings: Settings, memory: float = 4.0, quiet
     Raises:
         UserError: the folder holds something else, a source cannot be read, or no name is left on a side.
     """
-    wanted = {"version": VERSION, "content": source.digest(), "column": getattr(source, "column", None)}
-    wanted |= asdict(settings)
+    wanted = {"version": VERSION, "content": source.digest(), "column": source.column} | asdict(settings)
+    folder = folder.absolute()
     building = folder.with_name(f"{folder.name}.building")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -91,16 +106,17 @@ def prepare(source, folder: Path, settings: Settings, memory: float = 4.0, quiet
             _clear(building)
             building.rename(folder)
     except OSError as error:
-        raise UserError(
-            f"cannot write the names to {str(folder)!r}: {first_line(error)}; free some space or memory, or choose "
-            "another folder, and start again: what is done is kept"
-        ) from error
+        full = error.errno in (None, errno.ENOSPC, errno.ENOMEM, errno.EDQUOT)  # None: the engine's own
+        remedy = "free some space or memory, and start again: what is done is kept" if full else "give another folder"
+        raise UserError(f"cannot write the names to {str(folder)!r}: {first_line(error)}; {remedy}") from error
     return True
 
 
 def _alone(folder):
-    """A lock against other processes that would make the same folder; it ends with the process."""
-    lock = FileLock(folder.with_name(f".{folder.name}.lock"))
+    """A lock against other processes that would make the same folder; it ends with the process, its file stays."""
+    path = folder.with_name(f".{folder.name}.lock")
+    path.touch()  # told here if it cannot be made: the lock would wait for its end
+    lock = FileLock(path)
     try:
         return lock.acquire(timeout=0)
     except Timeout:
@@ -109,7 +125,7 @@ def _alone(folder):
 
 
 def _is_made(folder, wanted):
-    if (folder / MANIFEST).is_file():
+    if is_prepared(folder):
         made = read_manifest(folder)["input"]
         different = [name for name, value in wanted.items() if made.get(name) != value]
         if different:
@@ -150,7 +166,7 @@ class _Build:
         self.parts, self.quiet = building / "parts", quiet
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self.workers = min(8, cores)
-        free = memory - LEAST_MEMORY / 2
+        free = min(memory, 1e4) - LEAST_MEMORY / 2
         self.engine_memory = free / 2
         # A part in work takes about 12 times its text; beside one a worker, one is read and one waits.
         self.part_bytes = int(min(PART_BYTES, 1e9 * free / 12 / (self.workers + 2)))
@@ -168,13 +184,21 @@ class _Build:
         finish(self.building, self.source.description, self.wanted, counts, rejects)
 
     def _start(self):
-        """An empty folder, or that of a killed call for the same input."""
-        state, wanted = self.building / STATE, self.wanted | {"part_bytes": self.part_bytes}
-        if self.building.exists() and not (state.is_file() and json.loads(state.read_text()) == wanted):
+        """An empty folder, or that of a killed call for the same input; its parts stay if they are small enough."""
+        path, state = self.building / STATE, {}
+        if path.is_file():
+            state = json.loads(path.read_text())
+            part_bytes = state.pop("part_bytes")
+            if state == self.wanted and part_bytes <= self.part_bytes:
+                self.part_bytes = part_bytes
+            else:
+                state = {}
+        if self.building.exists() and not state:
+            print(f"{self.building} was for other input or settings, or more memory: made anew", file=sys.stderr)
             _remove(self.building)
         for folder in (self.parts, *(self.building / side for side in SIDES)):
             folder.mkdir(parents=True, exist_ok=True)
-        write_whole(state, json.dumps(wanted))
+        write_whole(path, json.dumps(self.wanted | {"part_bytes": self.part_bytes}))
 
     def _clean(self) -> tuple[Counter, list]:
         """All parts; returns the sums of their counts, and the first rejects."""
@@ -217,7 +241,7 @@ class _Build:
                 path = self.building / side / f"data-{shard:05}-of-{count:05}.arrow"
                 if not path.is_file():
                     first, last = shard * 2**64 // count, (shard + 1) * 2**64 // count - 1
-                    _write_shard(engine, str(self.parts / f"*.{side}.parquet"), first, last, path)
+                    _write_shard(engine, self.parts, side, first, last, path)
                 kept += path.with_suffix(".lengths").stat().st_size
                 bar.update(rows // count)
         return kept
@@ -231,7 +255,7 @@ def _parts(blocks: Iterable[Block], part_bytes: int) -> Iterator[tuple[list[Bloc
     part, size, done = [], 0, 1.0
     for block in blocks:
         part.append(block)
-        size += block.lines.nbytes + block.numbers.nbytes
+        size += block.lines.nbytes + block.numbers.nbytes + MALFORMED_BYTES * len(block.malformed)
         done = max(block.done, 1e-6)
         if size >= part_bytes:
             yield part, done
@@ -245,9 +269,10 @@ def _clean_part(part: list[Block], path: Path, settings: Settings) -> None:
     cleaner, pieces = Cleaner(settings.max_length), []
     with path.with_suffix(".rejects").open("w") as rejects:
         for block in part:
-            pieces.append(cleaner(block))
-            rejects.writelines(json.dumps(reject._asdict()) + "\n" for reject in cleaner.rejects)
-            cleaner.rejects.clear()
+            for piece in block.pieces(PIECE_ROWS):
+                pieces.append(cleaner(piece))
+                rejects.writelines(json.dumps(reject._asdict()) + "\n" for reject in cleaner.rejects)
+                cleaner.rejects.clear()
     names = pa.concat_arrays(pieces)
     hashes = hash_array(names)
     keys = hashing.key(settings.seed, _ORDER, hashes)
@@ -263,16 +288,17 @@ def _clean_part(part: list[Block], path: Path, settings: Settings) -> None:
     write_whole(path.with_suffix(".json"), json.dumps(cleaner.counts))
 
 
-def _write_shard(engine, parts: str, first: int, last: int, path: Path) -> None:
+def _write_shard(engine, parts: Path, side: str, first: int, last: int, path: Path) -> None:
     """The names whose keys lie in [first, last], in the order of keys; their lengths, a byte each, beside them."""
     import duckdb
 
+    pattern = f"{glob.escape(str(parts))}/*.{side}.parquet"
     query = (
         f"SELECT DISTINCT key, {COLUMN} FROM read_parquet(?) "
         f"WHERE key BETWEEN {first}::UBIGINT AND {last}::UBIGINT ORDER BY key, {COLUMN}"
     )
     try:
-        rows = engine.sql(query, params=[parts]).to_arrow_table()
+        rows = engine.sql(query, params=[pattern]).to_arrow_table()
     except duckdb.Error as error:  # out of memory or of disk: no fault of the input
         raise OSError(first_line(error)) from error
     names = rows[COLUMN].cast(pa.string()).combine_chunks()

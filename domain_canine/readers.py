@@ -33,8 +33,16 @@ class Block(NamedTuple):
     source: str  # the file's path, its URL, or the Hub's id
     numbers: np.ndarray  # (B,) of the lines, from 1; a header counts
     lines: pa.BinaryArray  # (B,) without nulls
-    malformed: list[tuple[int, str]]  # (line number, text) of rows that fit no column
     done: float  # share of the source that is read
+    malformed: list[tuple[int, str]] = []  # (line number, text) of rows that do not have the header's columns
+    continued: int = 0  # further lines of rows whose quoted cells have line ends
+
+    def pieces(self, rows: int) -> Iterator["Block"]:
+        """The block in blocks of ``rows`` lines at most."""
+        for first in range(0, max(1, len(self.lines)), rows):
+            mine = slice(first, first + rows)
+            piece = self._replace(numbers=self.numbers[mine], lines=self.lines[mine])
+            yield piece if first == 0 else piece._replace(malformed=[], continued=0)
 
 
 def kind_of(path: Path) -> str | None:
@@ -103,6 +111,8 @@ def _open(name: str) -> Iterator[tuple[pa.NativeFile, Callable[[], float]]]:
 
 
 def _refuse_binary(name: str, head: bytes) -> None:
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise BadInput(f"{name!r} is UTF-16 text; save it as UTF-8")
     if b"\0" in head:
         raise BadInput(f"{name!r} is a binary file, not text; names come one a line (txt, csv, parquet)")
 
@@ -111,8 +121,9 @@ def _read_text(name: str, column: str | None) -> Iterator[Block]:
     number, rest, piece = 1, b"", None
     with _open(name) as (stream, done):
         while piece != b"":
-            piece = stream.read(TEXT_BLOCK)
-            _refuse_binary(name, piece[:4096])
+            head, piece = piece is None, stream.read(TEXT_BLOCK)
+            if head:
+                _refuse_binary(name, piece[:4096])
             text = rest + piece
             end = text.rfind(b"\n") + 1 if piece else len(text)
             text, rest = text[:end], text[end:]
@@ -120,7 +131,7 @@ def _read_text(name: str, column: str | None) -> Iterator[Block]:
                 raise BadInput(f"{name!r} has a line of more than {TEXT_BLOCK:,} bytes; names come one a line")
             if text:
                 lines = lines_of(text)
-                yield Block(name, np.arange(number, number + len(lines)), lines, [], done())
+                yield Block(name, np.arange(number, number + len(lines)), lines, done())
                 number += len(lines)
 
 
@@ -133,8 +144,8 @@ def lines_of(text: bytes) -> pa.BinaryArray:
     return pa.BinaryArray.from_buffers(pa.binary(), len(ends), [None, pa.py_buffer(offsets), pa.py_buffer(text)])
 
 
-def _header(name: str, wanted: str | None) -> tuple[str, str] | None:
-    """Delimiter and column of a csv or tsv file; None for an empty one."""
+def _header(name: str, wanted: str | None) -> tuple[str, int, int] | None:
+    """Delimiter, number of columns and place of the names' in a csv or tsv file; None for an empty one."""
     with _open(name) as (stream, _):
         head = stream.read(1 << 16)
     _refuse_binary(name, head[:4096])
@@ -142,44 +153,59 @@ def _header(name: str, wanted: str | None) -> tuple[str, str] | None:
     if not head:
         return None
     delimiter = "\t" if kind_of(path_of(name)) == ".tsv" else max(",;\t|", key=first.count)
-    column = choose_column(next(csv.reader([first], delimiter=delimiter), []), wanted, repr(name))
-    if is_domain(column):
-        raise BadInput(f"{name!r} has no header, its first row is {column!r}; add one, or call the file .txt")
-    return delimiter, column
+    columns = next(csv.reader([first], delimiter=delimiter), [])
+    names = [column for column in columns if is_domain(column)]
+    if names and (wanted is None or is_domain(wanted)):
+        raise BadInput(f"{name!r} has no header, its first row has {names[0]!r}; add one, or call the file .txt")
+    return delimiter, len(columns), columns.index(choose_column(columns, wanted, repr(name)))
 
 
 def _read_csv(name: str, column: str | None) -> Iterator[Block]:
-    import pyarrow.csv as pc
-
+    """By the standard library's reader: pyarrow's lets a quote without an end take the rest of the file unnoticed."""
     if (header := _header(name, column)) is None:
         return
-    delimiter, column = header
-    malformed: list[tuple[int, str]] = []
-
-    def skip(row) -> str:
-        malformed.append((row.number, row.text))
-        return "skip"
-
-    number = 2
     with _open(name) as (stream, done):
-        reader = pc.open_csv(
-            stream,
-            pc.ReadOptions(block_size=TEXT_BLOCK, use_threads=False),  # threads lose the numbers of rows
-            pc.ParseOptions(
-                delimiter=delimiter, newlines_in_values=True, ignore_empty_lines=False, invalid_row_handler=skip
-            ),
-            pc.ConvertOptions(include_columns=[column], column_types={column: pa.binary()}),
-        )
-        for batch in reader:
-            lines = as_bytes(batch.column(0))
-            # Rows that were skipped before the batch's last have numbers, too.
-            numbers = np.arange(number, number + len(lines) + len(malformed))
-            numbers = np.setdiff1d(numbers, [at for at, _ in malformed], assume_unique=True)[: len(lines)]
-            number = numbers[-1] + 1 if len(numbers) else number
-            told, malformed[:] = [row for row in malformed if row[0] < number], [r for r in malformed if r[0] >= number]
-            yield Block(name, numbers, lines, told, done())
-    if malformed:
-        yield Block(name, np.arange(0), pa.array([], pa.binary()), malformed, 1.0)
+        # A byte is a character: cells are encoded again as they were.
+        reader = csv.reader(io.TextIOWrapper(stream, "latin-1", newline=""), delimiter=header[0], strict=True)
+        next(reader)
+        while (block := _rows(reader, name, *header[1:])) is not None:
+            yield block._replace(done=done())
+
+
+def _rows(reader, name: str, columns: int, wanted: int) -> Block | None:
+    """The next rows as a block; None at the end."""
+    cells, numbers, malformed, continued = [], [], [], 0
+    while len(numbers) + len(malformed) < ROW_BLOCK:
+        number = reader.line_num + 1
+        try:
+            row = next(reader)
+        except StopIteration:
+            break
+        except csv.Error as error:
+            if reader.line_num > number:
+                raise BadInput(
+                    f"{name!r}: a quote in line {number:,} is not closed ({error} in line {reader.line_num:,}); mend it"
+                ) from error
+            malformed.append((number, str(error)))
+            continue
+        continued += reader.line_num - number
+        if len(row) == columns or not row:
+            cells.append(row[wanted] if row else "")
+            numbers.append(number)
+        else:
+            malformed.append((number, _as_text(",".join(row))))
+    if not numbers and not malformed:
+        return None
+    data = "".join(cells).encode("latin-1")
+    offsets = np.concatenate([[0], np.cumsum(list(map(len, cells)))]).astype(np.int32)
+    lines = pa.BinaryArray.from_buffers(
+        pa.binary(), len(cells), [None, *map(pa.py_buffer, (offsets, data))]
+    )  # fmt: skip
+    return Block(name, np.array(numbers, np.int64), lines, 0.0, malformed, continued)
+
+
+def _as_text(cell: str) -> str:
+    return cell.encode("latin-1").decode("utf-8", "surrogateescape")
 
 
 def _read_parquet(name: str, column: str | None) -> Iterator[Block]:
@@ -190,13 +216,24 @@ def _read_parquet(name: str, column: str | None) -> Iterator[Block]:
             # Its index is at the end: without ranges the whole file comes first.
             shutil.copyfileobj(file, whole, PIECE)
             file = whole
-        parquet = pq.ParquetFile(file)
+        # Without a buffer of its own it reads a whole column of a row group at once, however large.
+        parquet = pq.ParquetFile(file, buffer_size=PIECE, pre_buffer=False)
         column = choose_column(parquet.schema_arrow.names, column, repr(name))
         number, rows = 1, parquet.metadata.num_rows
         for batch in parquet.iter_batches(ROW_BLOCK, columns=[column]):
             numbers = np.arange(number, number + len(batch))
             number += len(batch)
-            yield Block(name, numbers, as_bytes(batch.column(0)), [], (number - 1) / rows)
+            yield Block(name, numbers, as_bytes(batch.column(0)), (number - 1) / rows)
+
+
+def count_rows(name: str) -> int | None:
+    """How many lines a file has, where it tells itself."""
+    if kind_of(path_of(name)) != ".parquet":
+        return None
+    import pyarrow.parquet as pq
+
+    with _raw(name) as file:
+        return pq.read_metadata(file).num_rows if not is_url(name) or file.raw.ranges else None
 
 
 _READERS = {".txt": _read_text, ".csv": _read_csv, ".tsv": _read_csv, ".parquet": _read_parquet}

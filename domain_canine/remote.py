@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from . import hub
 from .connection import is_url, patiently
-from .readers import ROW_BLOCK, Block, as_bytes, choose_column, read
+from .readers import ROW_BLOCK, Block, as_bytes, choose_column, count_rows, read
 from .sources import local_paths
 
 
@@ -56,7 +56,7 @@ class Stream:
             first = start[1] if i == start[0] else 0
             for at, (lines, share) in enumerate(islice(self.arrays(mine[i], rows), first, None), first):
                 numbers = np.arange(at * rows + 1, at * rows + 1 + len(lines))
-                yield (i, at), Block(self.files[mine[i]], numbers, lines, [], (i + share) / len(mine))
+                yield (i, at), Block(self.files[mine[i]], numbers, lines, (i + share) / len(mine))
 
 
 @dataclass
@@ -77,6 +77,10 @@ class FileStream(Stream):
             rest = rest.slice(whole)
         if len(rest):
             yield rest, 1.0
+
+    def count(self) -> int | None:
+        rows = [count_rows(name) for name in self.files]
+        return None if None in rows else sum(rows)
 
 
 @dataclass

@@ -8,11 +8,19 @@ from .checkpoints import RUN_FILE
 from .errors import UserError
 
 
-def settings(model_arguments, data_arguments, args) -> dict:
-    """What makes two runs the same: the model, the names and their masks, the seeds, the names a step."""
-    step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-    seeds = {"seed": args.seed, "data_seed": args.data_seed}
-    return vars(model_arguments) | vars(data_arguments) | seeds | {"names a step": step}
+def settings(model_arguments, data_arguments, args, content: str | None = None) -> dict:
+    """What makes two runs the same: the model, the names and their masks, the seeds, the names a step.
+
+    Args:
+        content: of the names, where they are known.
+    """
+    shares, data = args.gradient_accumulation_steps * args.world_size, dict(vars(data_arguments))
+    if slots := data.pop("slots_per_batch"):
+        step = {"slots a step": slots * shares}
+    else:
+        step = {"names a step": args.per_device_train_batch_size * shares}
+    names = {"content of the names": content} if content else {}
+    return vars(model_arguments) | data | {"seed": args.seed, "data_seed": args.data_seed} | step | names
 
 
 def refuse_changed_run(checkpoint: str, now: dict) -> None:

@@ -52,7 +52,7 @@ def slots(characters: np.ndarray) -> np.ndarray:
 def cuts_by_slots(needed: np.ndarray, parts: int) -> np.ndarray:
     """Where names in order of length are cut into ``parts`` batches, the largest as small as can be: (parts - 1,).
 
-    A batch takes as many slots as its longest name, for every name. ``needed`` (N,), N >= parts, are those of each name.
+    A batch takes as many slots as its longest name for every name; ``needed`` (N,), N >= parts, are those of each.
     """
     least, most = int(needed.sum()) // parts, int(needed[-1]) * len(needed)
     while least < most:

@@ -12,15 +12,15 @@ import numpy as np
 from .connection import HttpFile, is_url
 from .errors import UserError
 from .hub import Hub
-from .manifest import MANIFEST
-from .readers import COMPRESSED, Block, kind_of, lines_of, read
+from .manifest import MANIFEST, STATE, is_prepared
+from .readers import COMPRESSED, Block, kind_of, lines_of, path_of, read
 from .sample import sample_names
 
 SAMPLE = "sample"
 
 
 def open_source(dataset: str, column: str | None = None):
-    """The source that ``--dataset`` means: it has ``description``, ``blocks()`` and ``digest()``.
+    """The source that ``--dataset`` means: it has ``description``, ``column``, ``blocks()`` and ``digest()``.
 
     Args:
         dataset: ``sample``; a URL; an existing path, a glob, or what looks like a file; otherwise a Hub id.
@@ -32,10 +32,11 @@ def open_source(dataset: str, column: str | None = None):
     """
     if dataset == SAMPLE:
         return Sample()
-    if is_url(dataset):
-        return Files(dataset, [dataset], column)
-    paths = local_paths(dataset)
-    return Hub(dataset, column) if paths is None else Files(dataset, [str(path) for path in paths], column)
+    paths = [dataset] if is_url(dataset) else local_paths(dataset)
+    if paths is None:
+        return Hub(dataset, column)
+    files = [str(path) for path in paths]
+    return Files(dataset, files, column if any(kind_of(path_of(name)) != ".txt" for name in files) else None)
 
 
 def local_paths(dataset: str) -> list[Path] | None:
@@ -44,14 +45,22 @@ def local_paths(dataset: str) -> list[Path] | None:
     Raises:
         UserError: nothing is there.
     """
+    if not dataset:
+        raise UserError("the name of the data is empty: give a file, a folder, a URL, a Hub id, or 'sample'")
     path = Path(dataset).expanduser()
     if any(character in dataset for character in "*?[") and not path.exists():
         paths = [Path(match) for match in sorted(glob.glob(str(path), recursive=True)) if Path(match).is_file()]
         if not paths:
             raise UserError(f"no file matches {dataset!r}; check the pattern, and quote it in a shell")
         return paths
-    if (path / MANIFEST).is_file():
+    if is_prepared(path):
         raise UserError(f"{dataset!r} is prepared: train on it as it is, without --streaming or preparing it again")
+    if (path / STATE).is_file():
+        raise UserError(f"{dataset!r} is not finished: give the command that makes it again, and it goes on")
+    if (path / "dataset_dict.json").is_file():
+        raise UserError(f"{dataset!r} has no whole {MANIFEST}: copy the whole folder, or prepare the names again")
+    if path.exists() and not path.is_dir() and not path.is_file():
+        raise UserError(f"{dataset!r} is no file, and a pipe can be read but once: write the names to a file first")
     if path.is_dir():
         paths = sorted(entry for entry in path.iterdir() if entry.is_file() and kind_of(entry) is not None)
         if not paths:
@@ -70,10 +79,11 @@ class Sample:
     """The bundled synthetic names."""
 
     description = "the bundled sample (synthetic names)"
+    column = None
 
     def blocks(self) -> Iterator[Block]:
         names = sample_names()
-        yield Block(SAMPLE, np.arange(1, len(names) + 1), lines_of("\n".join(names).encode()), [], 1.0)
+        yield Block(SAMPLE, np.arange(1, len(names) + 1), lines_of("\n".join(names).encode()), 1.0)
 
     def digest(self) -> str:
         return hashlib.blake2b("\n".join(sample_names()).encode()).hexdigest()
@@ -97,11 +107,19 @@ class Files:
         """Of the contents, so that a changed file is never taken for the old one.
 
         Of a URL: the address, the size, and the version that the server tells (ETag or date).
+
+        Raises:
+            UserError: a file cannot be read, or a server tells no version.
         """
         state = hashlib.blake2b()
         for name in self.files:
             if is_url(name):
                 with HttpFile(name) as file:
+                    if file.version is None:
+                        raise UserError(
+                            f"{name!r}: the server tells neither a version (ETag) nor a date, and what is kept of it "
+                            "could be old; download it first, or use --streaming"
+                        )
                     state.update(f"{file.url} {file.size} {file.version}\n".encode())
                 continue
             state.update(f"{kind_of(Path(name))} {os.path.getsize(name)}\n".encode())
@@ -123,6 +141,10 @@ class Several:
     @property
     def description(self) -> str:
         return ", ".join(source.description for source in self.sources)
+
+    @property
+    def column(self) -> str | None:
+        return next((source.column for source in self.sources if source.column is not None), None)
 
     def blocks(self) -> Iterator[Block]:
         for i, source in enumerate(self.sources):

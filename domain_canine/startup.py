@@ -49,7 +49,9 @@ def prepare(
     if checkpoint is not None and not args.allow_changed_run:
         refuse_changed_run(checkpoint, settings(model_arguments, data_arguments, args))
     try:
-        run.mkdir(parents=True, exist_ok=True)
+        if not run.exists() and args.local_process_index == 0:
+            run.mkdir(parents=True)
+            run.rmdir()  # it can be made; a mistake that is found later should leave none
     except OSError as error:
         raise UserError(f"--output_dir {str(run)!r} cannot be made: {error.strerror}; give another folder") from error
     if "wandb" in args.report_to:
@@ -63,10 +65,21 @@ def prepare(
     return checkpoint
 
 
-def record(args, model_arguments, data_arguments) -> None:
-    """Write the run's arguments into its folder, which marks it as ours."""
+def record(args, model_arguments, data_arguments, content: str | None, checkpoint: str | None) -> None:
+    """Write the run's arguments into its folder, which marks it as ours.
+
+    Args:
+        content: of the names, which a resumed run must have, too.
+
+    Raises:
+        UserError: it has others.
+    """
+    now = settings(model_arguments, data_arguments, args, content)
+    if checkpoint is not None and not args.allow_changed_run:
+        refuse_changed_run(checkpoint, now)
     if args.process_index == 0:
-        write_run_file(args, settings(model_arguments, data_arguments, args))
+        Path(args.output_dir).mkdir(parents=True, exist_ok=True)
+        write_run_file(args, now)
 
 
 def _prepare_wandb(args) -> None:

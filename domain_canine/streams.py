@@ -29,6 +29,7 @@ from . import hashing
 from .batches import frame
 from .cleaning import Cleaner, first_names, hash_array, on_validation_side
 from .errors import UserError
+from .manifest import SHOWN, told_lines
 from .masking import DataCollatorForCodePointMasking
 from .readers import Block
 from .remote import Stream
@@ -84,6 +85,8 @@ class StreamBatches(IterableDataset):
         self.validation_split, self.split_seed = validation_split, split_seed
         self.workers = max(1, workers)  # without workers the process reads itself
         self.positions, self.next_worker = [Position()] * self.workers, 0
+        self.steps_per_epoch: int | None = None  # where the source tells how many names it has
+        self.content = None  # nobody knows it before it is read
 
     # ---- position
 
@@ -140,11 +143,15 @@ class StreamBatches(IterableDataset):
             validation = self._held_out(hash_array(names))
             held = pa.concat_arrays([held, names.filter(pa.array(validation))]).unique()
             trains |= not validation.all()
+            del cleaner.rejects[SHOWN:]
             if len(held) >= VALIDATION:
                 break
         if not len(held) or not trains:
+            listed = "\n  ".join(told_lines(cleaner.counts, [each._asdict() for each in cleaner.rejects]))
+            if not cleaner.counts["valid"]:
+                raise UserError(f"{self.source.description!r} holds no valid domain name; {listed}")
             side = "training" if len(held) else "validation"
-            raise UserError(f"the stream {self.source.description!r} holds no valid name for the {side} side")
+            raise UserError(f"{self.source.description!r} has no name for the {side} side; give more names; {listed}")
         held = held[:VALIDATION]
         return NameTable([held]), spans(held)[2].astype(np.uint8), cleaner
 
@@ -185,7 +192,7 @@ class StreamBatches(IterableDataset):
         reader, readers = self.rank * self.workers + worker, self.ranks * self.workers
         first, *start, given = self.positions[worker]
         for epoch in count(first):
-            empty = start == [0, 0]
+            empty = start == [0, 0] and not given
             for at, block in self._blocks(reader, readers, start):
                 names = Cleaner(self.max_length)(block)
                 hashes = hash_array(names)

@@ -42,10 +42,13 @@ class Meter:
 
 
 class StreamEpoch(TrainerCallback):
-    """The share of the run that is done, for its epoch: the Trainer counts a stream's batches since the start alone."""
+    """The epoch of a stream, None if its length is unknown: the Trainer counts the batches since the start alone."""
+
+    def __init__(self, steps_per_epoch: int | None):
+        self.steps_per_epoch = steps_per_epoch
 
     def on_step_end(self, args, state, control, **kwargs):
-        state.epoch = state.global_step / state.max_steps
+        state.epoch = self.steps_per_epoch and state.global_step / self.steps_per_epoch
 
 
 class DomainTrainer(Trainer):
@@ -66,7 +69,7 @@ class DomainTrainer(Trainer):
         if self.streamed:
             # A stream goes on where it was by itself; the Trainer would read it again from the start.
             self.args.ignore_data_skip = True
-            self.add_callback(StreamEpoch())
+            self.add_callback(StreamEpoch(self.train_dataset.steps_per_epoch))
         self.add_callback(CheckpointCallback(None if self.streamed else self.train_dataset.plan.steps))
         self.add_callback(ProgressBar(self.meter, self.get_total_train_batch_size(self.args)))
         if self.args.early_stopping_patience:

@@ -111,6 +111,9 @@ def test_a_file_of_arguments(tmp_path, suffix):
 @pytest.mark.parametrize(
     ("flags", "told"),
     [
+        ("--fixed_shapes --slots_per_batch 9000", "--fixed_shapes and --slots_per_batch contradict"),
+        ("--streaming --slots_per_batch 9000", "--slots_per_batch needs names that are prepared"),
+        ("--split_seed -1", "--split_seed must be from 0 on"),
         ("--lerning_rate 1", "unknown flag --lerning_rate; did you mean --learning_rate"),
         ("--zzzz", "unknown flag --zzzz; --help"),
         ("file.txt --epochs 1", "unexpected argument 'file.txt'"),
@@ -134,7 +137,6 @@ def test_a_file_of_arguments(tmp_path, suffix):
         ("--epochs nan", "--num_train_epochs must be above 0, not nan"),
         ("--learning_rate nan", "--learning_rate must be above 0"),
         ("--save_only_model", "not for this program"),
-        ("--auto_find_batch_size", "set --per_device_train_batch_size"),
         ("--hub_strategy every_save", "invalid choice"),
         ("--metric_for_best_model bleu", "invalid choice: 'bleu'"),
         ("--bf16 --no_mixed_precision", "contradict each other"),
@@ -156,3 +158,11 @@ def test_mistakes_are_told_with_the_value_and_the_remedy(flags, told):
 
 def test_code_points_are_read_as_people_write_them():
     assert code_point("U+E003") == code_point("u+e003") == code_point("0xE003") == code_point("57347") == 0xE003
+
+
+def test_help_lists_every_flag(capsys):
+    with pytest.raises(SystemExit) as left:
+        parse("--help")
+    said = capsys.readouterr().out
+    assert left.value.code == 0 and "1% more slots" in said
+    assert all(f"--{name}" in said for name in ("dataset", "epochs", "batch_size", "resume_from", "full_determinism"))

@@ -63,7 +63,7 @@ def test_cold(capsys, monkeypatch):
 def test_synthetic_names_are_names_and_nearly_all_different():
     names = pa.chunked_array(synthetic.names(70_000)).combine_chunks()
     assert len(names) == 70_000 and len(names.unique()) > 69_500
-    assert Cleaner(128)(Block("x", np.arange(70_000), names.cast(pa.binary()), [], 1.0)) == names
+    assert Cleaner(128)(Block("x", np.arange(70_000), names.cast(pa.binary()), 1.0)) == names
 
 
 def test_prepare(capsys, tmp_path):

@@ -14,7 +14,7 @@ from domain_canine.sample import sample_names
 
 
 def block(*lines: bytes, first: int = 1, malformed=()) -> Block:
-    return Block("a.txt", np.arange(first, first + len(lines)), pa.array(lines, pa.binary()), list(malformed), 1.0)
+    return Block("a.txt", np.arange(first, first + len(lines)), pa.array(lines, pa.binary()), 1.0, list(malformed))
 
 
 LABEL = st.text("aZ09-", min_size=0, max_size=6)

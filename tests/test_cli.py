@@ -190,3 +190,32 @@ def test_prepare_refuses_wrong_flags(tmp_path, flags, told):
     with pytest.raises(UserError, match=told):
         cli.main(["prepare", "sample", "--output", str(tmp_path / "out"), *flags])
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--output", ""], "--output is empty"),
+        (["--output", "x", "--seed", "-1"], "--seed must be from 0 on"),
+        (["--output", "x", "--seed", str(2**64)], "--seed must be from 0 on"),
+        (["--output", "x", "--split_seed", str(2**64)], "--split_seed must be from 0 on"),
+        (["--output", "x", "--memory", "0.5"], "--memory must be at least 1"),
+        (["--output", "/proc/x"], "cannot write the names to '/proc/x': .*; give another folder"),
+    ],
+)
+def test_mistakes_of_prepare_are_told(tmp_path, monkeypatch, flags, told):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=told):
+        cli.main(["prepare", "sample", *flags])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_damaged_folder_is_told_when_it_is_prepared_again(tmp_path, names_file):
+    arguments = ["prepare", str(names_file), "--output", str(tmp_path / "out"), "--validation_split", "0.2"]
+    assert cli.main(arguments) == 0
+    shard = tmp_path / "out" / "train" / "data-00000-of-00001.arrow"
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(data)
+    with pytest.raises(UserError, match="data-00000-of-00001.arrow' is damaged"):
+        cli.main(arguments)

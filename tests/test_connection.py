@@ -7,6 +7,7 @@ import random
 import re
 import threading
 import time
+import zlib
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count
 from pathlib import Path
@@ -19,9 +20,11 @@ from test_streams import NAMES, load, make_stream, passes, training_names
 
 from domain_canine import connection
 from domain_canine.cleaning import Cleaner
+from domain_canine.connection import HttpFile
 from domain_canine.errors import UserError
 from domain_canine.remote import HubStream, open_stream
 from domain_canine.sample import sample_names
+from domain_canine.sources import open_source
 
 
 class Server:
@@ -33,9 +36,11 @@ class Server:
         most: connections end after a random number of bytes up to this one, in mid-body.
         framing: how the body's end is told: length, chunks, or close.
         refused: answers of 503 before the first file is given.
+        tags: whether a version is told, of the bytes.
+        shift: parts begin so many bytes before what was asked for.
     """
 
-    def __init__(self, files, ranges=True, most=None, framing="length", refused=0, stall=False):
+    def __init__(self, files, ranges=True, most=None, framing="length", refused=0, stall=False, tags=True, shift=0):
         self.requests, self.drops = [], 0
         server, chance = self, random.Random(0)
 
@@ -54,11 +59,15 @@ class Server:
                 if len(server.requests) <= refused:
                     return self.send_error(503)
                 data = files[path]
-                wanted = re.match(r"bytes=(\d+)-", self.headers["Range"]) if ranges else None
-                start = int(wanted[1]) if wanted else 0
+                wanted = re.match(r"bytes=(\d+)-", self.headers.get("Range", "")) if ranges else None
+                start = max(0, int(wanted[1]) - shift) if wanted else 0
+                if wanted and not data:
+                    return self.send_error(416)
                 self.send_response(206 if wanted else 200)
                 if wanted:
                     self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
+                if tags:
+                    self.send_header("ETag", str(zlib.crc32(data)))
                 if framing == "length":
                     self.send_header("Content-Length", str(len(data) - start))
                 elif framing == "chunks":
@@ -237,3 +246,47 @@ def test_a_hub_data_set_is_opened_again_where_it_broke(tmp_path, serve, monkeypa
     source = open_stream("some/names")
     assert source.files == ["some/names"] * 3
     assert sorted(passes(load(make_stream(source, batch_size=1)))[0]) == sorted(training_names())
+
+
+def test_an_address_that_does_not_exist_is_told_at_once(serve, capsys):
+    for url in ("http://nowhere.invalid/a.txt", "http://127.0.0.1:99999999/a.txt", "http:///a.txt"):
+        with pytest.raises(UserError, match="does not exist: .*; check it, and the network"):
+            HttpFile(url)
+    assert not capsys.readouterr().err
+
+
+def test_a_server_that_was_never_reached_is_tried_three_times(serve, capsys):
+    closed = serve({})
+    closed.http.shutdown()
+    closed.http.server_close()
+    with pytest.raises(UserError, match="3 tries in a row failed, the last with: .*Connection refused"):
+        HttpFile(f"{closed.url}/a.txt")
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 3 and told[2].endswith("(3 of 3 times)") and "HTTPConnection" not in told[0]
+
+
+def test_an_empty_file_of_a_server_with_ranges_is_empty(serve):
+    with HttpFile(f"{serve({'/a.txt': b''}).url}/a.txt") as file:
+        assert file.size == 0 and file.read() == b""
+
+
+def test_other_content_behind_an_address_is_no_rest_of_the_first(serve):
+    """Of the same length, so that its version alone tells."""
+    files = {"/a.txt": b"aaaa.com\n" * 1_000}
+    server = serve(files, most=5_000)
+    told = r"changed while it was read: it had 9000 bytes \(version .*\)"
+    with HttpFile(f"{server.url}/a.txt") as file, pytest.raises(UserError, match=told):
+        while file.read(100):
+            files["/a.txt"] = b"bbbb.com\n" * 1_000
+
+
+def test_a_part_that_begins_elsewhere_is_not_taken(serve):
+    server = serve({"/a.txt": b"a.com\n" * 1_000}, most=3_000, shift=7)
+    with pytest.raises(UserError, match="asked for what follows byte .*, the server sent 'bytes "):
+        HttpFile(f"{server.url}/a.txt").readall()
+
+
+def test_what_has_no_version_is_not_kept(serve):
+    with pytest.raises(UserError, match="neither a version .* nor a date"):
+        open_source(f"{serve({'/a.txt': b'a.com'}, tags=False).url}/a.txt").digest()
+    assert open_source(f"{serve({'/a.txt': b'a.com'}).url}/a.txt").digest()

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from domain_canine import corpus as module
-from domain_canine.corpus import is_prepared, load_corpus
+from domain_canine.corpus import load_corpus
 from domain_canine.errors import UserError
+from domain_canine.manifest import is_prepared
 from domain_canine.prepare import Settings, prepare
 from domain_canine.remote import open_stream
 from domain_canine.sample import sample_names
@@ -36,10 +37,11 @@ def test_the_cache_is_keyed_by_content_and_settings(tmp_path, monkeypatch):
     assert built == [True, False]
     for changed in ({"validation_split": 0.2}, {"split_seed": 1}, {"max_length": 64}, {"num_samples": 150}):
         load(path, **changed)
-    load(path, column="x")
+    load(path, column="x")  # which text has not
+    assert built[2:] == [True] * 4 + [False]
     path.write_text("\n".join(sample_names(201)))
     assert load(path).counts["kept"] == 201
-    assert built[2:] == [True] * 6
+    assert built[-1] is True
     # The same content elsewhere is the same names.
     shutil.copy(path, tmp_path / "other.txt")
     load(tmp_path / "other.txt")
@@ -48,7 +50,7 @@ def test_the_cache_is_keyed_by_content_and_settings(tmp_path, monkeypatch):
 
 def test_a_prepared_folder_is_opened_as_it_is(tmp_path, monkeypatch, prepared, names_file):
     monkeypatch.setenv("DOMAIN_CANINE_CACHE", str(tmp_path / "cache"))
-    assert is_prepared(str(prepared)) and not is_prepared(str(names_file)) and not is_prepared(str(tmp_path))
+    assert is_prepared(prepared) and not is_prepared(names_file) and not is_prepared(tmp_path)
     found, raw = load(prepared), load(names_file)
     for side in ("train", "validation"):
         one, other = getattr(found, side), getattr(raw, side)

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +16,7 @@ import pytest
 from conftest import ROOT
 from filelock import FileLock
 
+from domain_canine import cli
 from domain_canine import prepare as module
 from domain_canine.cleaning import hash_array, on_validation_side
 from domain_canine.corpus import load_corpus
@@ -140,6 +142,57 @@ def test_lengths_lie_beside_the_names_and_datasets_opens_the_folder(tmp_path, sm
         names = names_of(getattr(found, side))
         assert getattr(found, side).lengths.tolist() == [len(name) for name in names]
         assert opened[side]["name"][:] == names and opened[side].cache_files
+
+
+def test_what_datasets_leaves_beside_the_names_is_not_trained_on(tmp_path):
+    import datasets
+
+    make("\n".join(sample_names(300)), tmp_path / "out")
+    opened = datasets.load_from_disk(str(tmp_path / "out"))
+    opened["train"].map(lambda row: {"name": row["name"].partition(".")[0]})
+    opened["train"].filter(lambda row: len(row["name"]) < 12)
+    assert any(path.name.startswith("cache-") for path in (tmp_path / "out" / "train").iterdir())
+    found = load_corpus(str(tmp_path / "out"), Settings())
+    assert set(every_name(found)) == set(sample_names(300))
+    assert len(found.train.table) == len(found.train.lengths)
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_another_column_of_several_inputs_is_another_set(tmp_path, monkeypatch, killed):
+    for i in range(2):
+        rows = [f"old{i}{name},new{i}{name}" for name in sample_names(300)]
+        (tmp_path / f"{i}.csv").write_text("\n".join(["old,new", *rows]))
+    inputs = ["prepare", str(tmp_path / "0.csv"), str(tmp_path / "1.csv"), "--output", str(tmp_path / "out")]
+    if not killed:
+        assert cli.main([*inputs, "--column", "old"]) == 0
+        assert json.loads((tmp_path / "out" / "manifest.json").read_text())["input"]["column"] == "old"
+        with pytest.raises(UserError, match=r"other settings \(column\)"):
+            cli.main([*inputs, "--column", "new"])
+        return
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "_write_shard", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            cli.main([*inputs, "--column", "old"])
+    assert cli.main([*inputs, "--column", "new"]) == 0
+    found = every_name(load_corpus(str(tmp_path / "out"), Settings()))
+    assert len(found) == 600 and all(name.startswith("new") for name in found)
+
+
+def test_a_folder_may_be_called_anything(tmp_path, monkeypatch):
+    text = "\n".join(sample_names(300))
+    for name in ("out[1]", "a*b?", "with space", "ö"):
+        assert make(text, tmp_path / name / "out").counts["kept"] == 300
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="is there already"):
+        prepare(open_source("sample"), Path("."), Settings(), quiet=True)
+
+
+def test_a_manifest_of_something_else_is_left_alone(tmp_path):
+    (tmp_path / "out").mkdir()
+    for text in ('{"name": "app"}', "[]", "{torn"):
+        (tmp_path / "out" / "manifest.json").write_text(text)
+        with pytest.raises(UserError, match="is there already, and nothing is overwritten"):
+            make("\n".join(sample_names(300)), tmp_path / "out")
 
 
 def test_names_up_to_max_length_less_its_frame_are_kept(tmp_path):

@@ -2,6 +2,7 @@
 
 import bz2
 import gzip
+import os
 
 import numpy as np
 import pyarrow as pa
@@ -9,8 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from domain_canine import readers
+from domain_canine.cleaning import Cleaner
 from domain_canine.errors import UserError
-from domain_canine.readers import lines_of, read
+from domain_canine.readers import Block, lines_of, read
 from domain_canine.sample import sample_names
 from domain_canine.sources import Files, Several, local_paths, open_source
 
@@ -98,8 +100,9 @@ def test_lines_keep_their_ends():
         ("binary.txt", b"\x00\x01\x02" * 100, "binary file"),
         ("binary.csv", b"\x00\x01\x02" * 100, "binary file"),
         ("two.csv", b"a,b\nx.com,y.com\n", "columns a, b; name one with --dataset_column"),
-        ("headless.csv", b"a.com\nb.com\n", "has no header, its first row is 'a.com'"),
-        ("headless2.csv", b"1,a.com\n2,b.com\n", "columns 1, a.com; name one"),
+        ("headless.csv", b"a.com\nb.com\n", "has no header, its first row has 'a.com'"),
+        ("headless2.csv", b"1,a.com\n2,b.com\n", "has no header, its first row has 'a.com'"),
+        ("wide.txt", "a.com\n".encode("utf-16"), "UTF-16 text; save it as UTF-8"),
         ("torn.txt.gz", gzip.compress(b"example.com\n" * 9999)[:-40], "cannot read.*torn.txt.gz.*[Tt]runcated"),
         ("torn.zst", zstd(b"example.com\n" * 9999)[:-10], "cannot read.*torn.zst"),
         ("torn.csv.gz", gzip.compress(b"a\nexample.com\n" * 9999)[:-40], "cannot read.*torn.csv.gz"),
@@ -165,3 +168,65 @@ def test_several_files_and_sources_are_one(tmp_path):
 def test_without_a_network_a_hub_id_is_told_clearly():
     with pytest.raises(UserError, match="(?s)cannot load the data set 'some/names'.*--dataset sample"):
         list(open_source("some/names").blocks())
+
+
+def test_a_quote_that_is_not_closed_is_told(tmp_path):
+    path = tmp_path / "a.csv"
+    rows = [f"{i},name{i}.com" for i in range(2, 500)]
+    path.write_text("x,domain\n" + "\n".join([*rows[:98], '100,"stray.com', *rows[99:]]))
+    with pytest.raises(UserError, match="a quote in line 100 is not closed"):
+        lines(path)
+    # Two of them pair, as cells with line ends do: what lies between is counted, and is no name.
+    path.write_text("x,domain\n" + "\n".join([*rows[:98], '100,"stray.com', *rows[99:200], '202,other.com"']))
+    blocks = list(read(path))
+    assert sum(block.continued for block in blocks) == 102 and len(lines(path)) == 99
+    # In the middle of a cell it is a character like others.
+    path.write_text('x,domain\n5" disk,a.com\nb,b"c.com\n')
+    assert lines(path) == [b"a.com", b'b"c.com']
+
+
+def test_a_row_with_text_behind_a_quote_or_of_other_bytes_is_malformed(tmp_path):
+    (tmp_path / "a.csv").write_bytes(b'x,domain\n1,a.com\n"2"3,b.com\n4,caf\xe9.com,x\n5,d.com\n')
+    blocks = list(read(tmp_path / "a.csv"))
+    assert lines(tmp_path / "a.csv") == [b"a.com", b"d.com"]
+    assert [row[0] for block in blocks for row in block.malformed] == [3, 4]
+    assert [number for block in blocks for number in block.numbers] == [2, 5]
+    assert Cleaner(128)(blocks[0]).to_pylist() == ["a.com", "d.com"]
+
+
+def test_a_zero_byte_is_told_at_the_head_and_a_reject_further_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(readers, "TEXT_BLOCK", 64)
+    (tmp_path / "a.txt").write_bytes(b"example.com\n" * 20 + b"a\0b.com\n")
+    assert len(lines(tmp_path / "a.txt")) == 21
+
+
+def test_a_block_in_pieces_is_the_block(tmp_path):
+    block = Block("x", np.arange(1, 8), pa.array([b"%d" % i for i in range(7)]), 1.0, [(9, "y")], 2)
+    pieces = list(block.pieces(3))
+    assert [len(piece.lines) for piece in pieces] == [3, 3, 1]
+    assert np.array_equal(np.concatenate([piece.numbers for piece in pieces]), block.numbers)
+    assert pa.concat_arrays([piece.lines for piece in pieces]) == block.lines
+    assert [(piece.malformed, piece.continued) for piece in pieces] == [([(9, "y")], 2), ([], 0), ([], 0)]
+    empty = Block("x", np.arange(0), pa.array([], pa.binary()), 1.0, [(9, "y")])
+    assert [piece.malformed for piece in empty.pieces(3)] == [[(9, "y")]]
+
+
+@pytest.mark.parametrize("made", ["pipe", "unfinished", "bare"])
+def test_what_can_not_be_read_as_names_is_told(tmp_path, made):
+    path = tmp_path / "x"
+    if made == "pipe":
+        os.mkfifo(path)
+    else:
+        path.mkdir()
+        (path / ("building.json" if made == "unfinished" else "dataset_dict.json")).write_text("{}")
+    told = {"pipe": "a pipe can be read but once", "unfinished": "is not finished", "bare": "no whole manifest.json"}
+    with pytest.raises(UserError, match=told[made]):
+        open_source(str(path))
+    with pytest.raises(UserError, match="is empty"):
+        open_source("")
+
+
+def test_a_web_manifest_is_none_of_ours(tmp_path):
+    (tmp_path / "manifest.json").write_text('{"name": "app"}')
+    (tmp_path / "a.txt").write_text("a.com\n")
+    assert local_paths(str(tmp_path)) == [tmp_path / "a.txt"]

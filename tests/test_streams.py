@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import equal
@@ -14,6 +15,7 @@ from transformers import TrainerCallback
 from domain_canine import DataCollatorForCodePointMasking, checkpoints
 from domain_canine.arguments import DataArguments, DomainTrainingArguments
 from domain_canine.batches import NameBatches
+from domain_canine.callbacks import evaluation_line
 from domain_canine.cleaning import hash_array, on_validation_side
 from domain_canine.data import build_batches, build_collator
 from domain_canine.errors import UserError
@@ -22,7 +24,7 @@ from domain_canine.masking import IGNORED
 from domain_canine.remote import FileStream, open_stream
 from domain_canine.sample import sample_names
 from domain_canine.streams import StreamBatches
-from domain_canine.trainer import DomainTrainer
+from domain_canine.trainer import DomainTrainer, StreamEpoch
 
 NAMES = sample_names(400)
 
@@ -143,7 +145,7 @@ def test_validation_names_are_different_ones(tmp_path, monkeypatch):
 def test_a_stream_with_one_side_alone_is_refused(tmp_path):
     held = [name for name in NAMES if name not in set(training_names())]
     for names, side in ((held, "training"), (training_names(), "validation")):
-        with pytest.raises(UserError, match=f"no valid name for the {side} side"):
+        with pytest.raises(UserError, match=f"has no name for the {side} side; give more names; .* lines read"):
             make_stream(write(tmp_path, names)).validation()
 
 
@@ -194,6 +196,44 @@ def test_a_resumed_stream_goes_on_behind_the_last_batch(tmp_path, ranks, workers
     rest = take(load(resumed), 20)
     assert all(equal(one, other) for one, other in zip(whole[stop:], rest)) and len(rest) == 20
     assert sum(path.stat().st_size for path in tmp_path.glob("stream-*.json")) < 200 * ranks
+
+
+def test_a_resume_at_the_end_of_a_pass_of_one_block_goes_on_with_the_next(tmp_path):
+    source = write(tmp_path, NAMES[:100])
+    whole = take(load(make_stream(source)), 120)
+    stopped = make_stream(source)
+    for stop, _ in enumerate(load(stopped), 1):
+        stopped.save(tmp_path)
+        resumed = make_stream(source)
+        resumed.resume(tmp_path)
+        assert equal(next(iter(load(resumed))), whole[stop])
+        if stopped.positions[0].epoch == 1:
+            break
+
+
+def test_parquet_tells_its_length_and_text_does_not(tmp_path):
+    for name in ("a", "b"):
+        pq.write_table(pa.table({"domain": NAMES}), tmp_path / f"{name}.parquet")
+    assert open_stream(str(tmp_path)).count() == 800
+    assert write(tmp_path, NAMES).count() is None
+
+
+def test_the_epoch_of_a_stream_is_that_of_its_names_or_none(tmp_path):
+    for steps, told in ((4, [0.5, 1.0, 1.5]), (None, [None] * 3)):
+        trainer = make_trainer(
+            tmp_path / str(steps), max_steps=6, logging_steps=2, save_strategy="no", eval_strategy="no"
+        )
+        trainer.train_dataset = make_stream(write(tmp_path, NAMES))
+        callback = StreamEpoch(steps)
+        seen = []
+        for step in (2, 4, 6):
+            trainer.state.global_step = step
+            callback.on_step_end(trainer.args, trainer.state, trainer.control)
+            seen.append(trainer.state.epoch)
+        assert seen == told
+        metrics = {f"eval_{name}": 1.0 for name in ("loss", "perplexity", "perplexity_name", "perplexity_suffix",
+                                                    "bits_per_character", "accuracy", "accuracy_top5")}  # fmt: skip
+        assert evaluation_line(metrics, trainer.state).startswith("epoch 1.50, step 6:" if steps else "step 6:")
 
 
 def test_a_resume_opens_no_file_before_its_own(tmp_path, monkeypatch):
