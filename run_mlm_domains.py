@@ -51,4 +51,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    run(main, "; --resume_from_checkpoint goes on from the newest checkpoint")
+    run(main, "; --resume_from_checkpoint goes on from the newest checkpoint, if there is one")

@@ -102,10 +102,14 @@ def wait(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def our_side(config: DomainCanineConfig, device: str) -> Side:
+def our_side(config: DomainCanineConfig, device: str, compiled: bool = False, mode: str | None = None) -> Side:
     torch.manual_seed(0)
     model = DomainCanineForMaskedLM(config)
-    return Side(model, device, lambda batch: model(**batch).loss)
+    called = model
+    if compiled:
+        torch._dynamo.config.recompile_limit = 64
+        called = torch.compile(model, dynamic=False, fullgraph=True, mode=mode)
+    return Side(model, device, lambda batch: called(**batch).loss)
 
 
 def stock_side(config: DomainCanineConfig, device: str) -> Side:
@@ -176,7 +180,7 @@ def compare(names: list[str], parsed: argparse.Namespace, size: int) -> dict[str
     config, device = DomainCanineConfig(**SIZES[parsed.size]), parsed.device
     batches, collated = make_batches(names, size, parsed.batches, parsed.fixed_shapes)
     mine, theirs = on(device, batches), on(device, [as_stock(batch) for batch in batches])
-    ours = our_side(config, device)
+    ours = our_side(config, device, parsed.torch_compile, parsed.torch_compile_mode)
     for batch in mine:
         ours.step(batch)
     memory = peak_memory(device)
@@ -210,7 +214,7 @@ def sweep(names: list[str], parsed: argparse.Namespace) -> list[dict[str, float]
         if device == "cuda":
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
-        ours, mine = our_side(config, device), on(device, batches)
+        ours, mine = our_side(config, device, parsed.torch_compile, parsed.torch_compile_mode), on(device, batches)
         try:
             for batch in mine:
                 ours.step(batch)
@@ -227,7 +231,8 @@ def sweep(names: list[str], parsed: argparse.Namespace) -> list[dict[str, float]
 def profile(names: list[str], parsed: argparse.Namespace, size: int) -> None:
     """A trace for chrome://tracing, and the operators that take longest."""
     batches = on(parsed.device, make_batches(names, size, parsed.batches, parsed.fixed_shapes)[0])
-    ours = our_side(DomainCanineConfig(**SIZES[parsed.size]), parsed.device)
+    config = DomainCanineConfig(**SIZES[parsed.size])
+    ours = our_side(config, parsed.device, parsed.torch_compile, parsed.torch_compile_mode)
     for batch in batches:
         ours.step(batch)
     with torch.profiler.profile() as profiler:
@@ -246,12 +251,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--batches", type=int, help="batches of a round; 8 on a CPU, 64 on CUDA")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--fixed_shapes", action="store_true", help="batches in few shapes, as for compiled kernels")
+    parser.add_argument("--torch_compile", action="store_true", help="ours compiled, for fixed shapes")
+    parser.add_argument("--torch_compile_mode", help="as of torch.compile: default, reduce-overhead, max-autotune")
     parser.add_argument("--sweep", action="store_true", help="our side alone, at growing batches")
     parser.add_argument(
         "--profile", type=Path, help="our side alone: write a trace there, and tell where the time goes"
     )
     parser.add_argument("--json", action="store_true", help="one JSON object as well, last on stdout")
     parsed = parser.parse_args(arguments)
+    parsed.fixed_shapes |= parsed.torch_compile
     parsed.batches = parsed.batches or BATCHES[parsed.device]
     size = parsed.batch or NAMES.get((parsed.device, parsed.size), 256)
     names = shuffled(real_names(parsed.names)).to_pylist() if parsed.names else sample_names()

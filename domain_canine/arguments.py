@@ -230,6 +230,10 @@ class DomainTrainingArguments(TrainingArguments):
             super().__post_init__()
         except (ValueError, ImportError) as error:
             raise UserError(str(error)) from error
+        if self.torch_compile:
+            # For each of a few shapes: with changing ones inductor of torch 2.13 fails (ValueRangeError).
+            os.environ["ACCELERATE_DYNAMO_USE_DYNAMIC"] = "false"
+            torch._dynamo.config.recompile_limit = 64
         # Several GPUs take several processes (accelerate launch --multi_gpu); DataParallel would split ready batches.
         self._n_gpu = min(self._n_gpu, 1)
 

@@ -95,6 +95,17 @@ class NameBatches(Dataset):
         """Names, not batches: what the Trainer reports as the number of examples."""
         return len(self.plan.lengths)
 
+    @property
+    def longest(self) -> int:
+        """Characters that the longest name has, or is padded to."""
+        longest = int(self.plan.lengths.max())
+        return FIXED_ROOMS[int(np.searchsorted(FIXED_ROOMS, longest))] if self.fixed_shapes else longest
+
+    def divide(self, batch_size: int, micro_steps: int) -> None:
+        """The same steps in more, smaller micro-steps."""
+        self.batch_size, self.plan.micro_steps = batch_size, micro_steps
+        self._window, self._share, self._ready = None, None, {}
+
     def sampler(self) -> MicroStepSampler:
         return MicroStepSampler(self.plan.steps * self.plan.micro_steps)
 

@@ -37,6 +37,9 @@ def build_batches(data: DataArguments, args: DomainTrainingArguments, collator: 
     Raises:
         UserError: the data cannot be read or used.
     """
+    for name in ("streaming", "slots_per_batch"):
+        if args.torch_compile and getattr(data, name):
+            raise UserError(f"--torch_compile needs batches of few shapes; leave it or --{name} out")
     return (_stream if data.streaming else _local)(data, args, collator)
 
 

@@ -27,7 +27,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from . import hashing
 from .batches import frame
-from .cleaning import Cleaner, first_names, hash_array, on_validation_side
+from .cleaning import SPECIAL, Cleaner, first_names, hash_array, on_validation_side
 from .errors import UserError
 from .manifest import SHOWN, told_lines
 from .masking import DataCollatorForCodePointMasking
@@ -125,6 +125,15 @@ class StreamBatches(IterableDataset):
                 f"the stream was read by {before}; now by {now}: its pass starts over, in another order",
                 file=sys.stderr,
             )
+
+    @property
+    def longest(self) -> int:
+        """Characters that a name may have."""
+        return self.max_length - SPECIAL
+
+    def divide(self, batch_size: int, micro_steps: int) -> None:
+        """Smaller micro-steps, before anything is read."""
+        self.batch_size = batch_size
 
     # ---- names
 

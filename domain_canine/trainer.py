@@ -17,6 +17,7 @@ from .callbacks import CheckpointCallback, EarlyStopping, ProgressBar
 from .errors import UserError, first_line
 from .loader import BatchLoader
 from .masking import IGNORED
+from .memory import fit_batch
 from .metrics import SUMS, figures, masked_sums, perplexity, suffix_positions
 from .streams import StreamBatches
 
@@ -62,6 +63,8 @@ class DomainTrainer(Trainer):
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
         self.meter = Meter()
+        # Ours is found before the first step; the Trainer's would start again in mid-run.
+        self.finds_batch, self.args.auto_find_batch_size = self.args.auto_find_batch_size, False
         self.saved_step = None
         self.streamed = isinstance(self.train_dataset, StreamBatches)
         for stock in (ProgressCallback, PrinterCallback):
@@ -161,9 +164,14 @@ class DomainTrainer(Trainer):
                 # The weights of the checkpoint, should they be the ones to save.
                 self._load_from_checkpoint(resume_from_checkpoint)
                 return None
-            if self.streamed:
-                self.train_dataset.resume(Path(resume_from_checkpoint))
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+    def _inner_training_loop(self, *args, **kwargs):
+        if self.finds_batch:
+            fit_batch(self)
+        if self.streamed and kwargs["resume_from_checkpoint"] is not None:
+            self.train_dataset.resume(Path(kwargs["resume_from_checkpoint"]))
+        return super()._inner_training_loop(*args, **kwargs)
 
     def _init_training_state(self, *args):
         progress = super()._init_training_state(*args)

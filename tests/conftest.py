@@ -39,6 +39,15 @@ def equal(one: dict, other: dict) -> bool:
     )
 
 
+def pytest_collection_modifyitems(config, items):
+    asked = config.getoption("-m")
+    for item in items:
+        if "slow" in item.keywords and "slow" not in asked:
+            item.add_marker(pytest.mark.skip(reason="takes minutes; run with -m slow"))
+        if "gpu" in item.keywords and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="needs CUDA"))
+
+
 @pytest.fixture(autouse=True)
 def _fixed_seed_and_own_cache(tmp_path_factory, monkeypatch):
     torch.manual_seed(0)

@@ -261,3 +261,37 @@ def test_classifier_matches_stock(stock, tmp_path, labels_of, labels):
         found = ours(ids, labels=labels)
     assert torch.allclose(expected.logits, found.logits, atol=TOLERANCE)
     assert torch.allclose(expected.loss, found.loss, atol=TOLERANCE)
+
+
+def test_ascii_is_looked_up_once_to_the_same_outputs_and_gradients(model):
+    ids = random_names(9, 14, 126)
+    ids[0, 3], ids[1, 2], ids[1, 5] = 0xE003, 0xE007, 127
+    found = []
+    for ascii_only in (False, True):
+        model.zero_grad()
+        logits = model(ids, ascii_only=ascii_only).logits
+        (logits * logits).sum().backward()
+        found.append((logits.detach(), [parameter.grad for parameter in model.parameters()]))
+    (plain, gradients), (looked_up, others) = found
+    assert torch.allclose(plain, looked_up, atol=1e-5)
+    assert all((a - b).abs().max() <= 1e-5 * max(1.0, a.abs().max()) for a, b in zip(gradients, others))
+
+
+def test_nothing_is_computed_for_nobody(model, monkeypatch):
+    """[CLS] of the last deep layer is for the pooler; the last layer and the head are for the masked positions."""
+    widths = {}
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear):
+            module.register_forward_hook(lambda m, given, out, name=name: widths.update({name: out.shape[1]}))
+    ids = random_names(9, 14)  # 16 code points and the 2 beyond: 20 slots, 5 molecules
+    model(ids, masked_positions=torch.tensor([[1, 5, 9], [2, 14, 0]]))
+    deep, last = "canine.encoder.layer.{}.{}", "canine.final_char_encoder.layer.0.{}"
+    assert widths[deep.format(0, "attention.self.query")] == 6 == widths[deep.format(1, "attention.self.key")]
+    assert widths[deep.format(1, "attention.self.query")] == 5 == widths[deep.format(1, "output.dense")]
+    assert widths[last.format("attention.self.key")] == 20
+    for part in ("attention.self.query", "attention.output.dense", "intermediate.dense", "output.dense"):
+        assert widths[last.format(part)] == 3
+    assert widths["lm_head.decoder"] == 3
+    # All of it where all is asked for.
+    assert len(model(ids, output_hidden_states=True).hidden_states[-4][0]) == 6
+    assert widths[deep.format(1, "output.dense")] == 6 and widths["lm_head.decoder"] == 16

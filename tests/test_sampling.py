@@ -1,7 +1,18 @@
+import itertools
+
 import numpy as np
 import pytest
 
-from domain_canine.sampling import BLOCK, WINDOW, BatchPlan, MicroStepSampler, Permutation
+from domain_canine.sampling import (
+    BLOCK,
+    WINDOW,
+    BatchPlan,
+    MicroStepSampler,
+    Permutation,
+    cuts_by_slots,
+    names_within,
+    slots,
+)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 7, 8, 9, 31, 32, 33, 127, 1000, 1023, 1024, 1025, 104_729])
@@ -132,3 +143,58 @@ def test_sampler_yields_epoch_and_micro_step():
     sampler = MicroStepSampler(3)
     sampler.set_epoch(4)
     assert list(sampler) == [[(4, 0)], [(4, 1)], [(4, 2)]] and len(sampler) == 3
+
+
+# ---- batches of as many slots
+
+
+def slots_of(lengths, rows) -> int:
+    return len(rows) * int(slots(lengths[rows]).max())
+
+
+@pytest.mark.parametrize("count", [1, 15, 16 * WINDOW, 16 * WINDOW + 1, 5_000])
+@pytest.mark.parametrize(("micro_steps", "ranks"), [(1, 1), (2, 3)])
+def test_an_epoch_cut_by_slots_is_every_row_once(count, micro_steps, ranks):
+    plan = BatchPlan(lengths_of(count), 16, micro_steps, seed=3, even=True)
+    assert plan.steps == -(-count // 16)
+    rows = np.concatenate([
+        plan.rows(2, step, micro, rank, ranks)
+        for step in range(plan.steps) for micro in range(micro_steps) for rank in range(ranks)
+    ])  # fmt: skip
+    assert np.array_equal(np.sort(rows), np.arange(count))
+    assert all(len(batch) for first in range(0, plan.steps, WINDOW) for batch in plan.window(2, first)[1].batches)
+    again = BatchPlan(lengths_of(count), 16, micro_steps, seed=3, even=True)
+    for step in (plan.steps - 1, 0, plan.steps // 2):
+        assert np.array_equal(plan.rows(2, step), again.rows(2, step))
+
+
+def test_batches_by_slots_are_as_large_as_each_other_whatever_their_names():
+    lengths = lengths_of(200_000)
+    by_names = BatchPlan(lengths, 256, seed=1)
+    by_slots = BatchPlan(lengths, 256, seed=1, even=True)
+    sizes = [[slots_of(lengths, plan.rows(0, step)) for step in range(plan.steps)] for plan in (by_names, by_slots)]
+    assert max(sizes[0][:-1]) > 1.6 * np.mean(sizes[0][:-1])
+    assert max(sizes[1]) < 1.05 * np.mean(sizes[1])
+    rows = [len(by_slots.rows(0, step)) for step in range(by_slots.steps)]
+    assert max(rows) > 3 * min(rows)
+
+
+def test_a_limit_of_slots_is_kept_within_a_twentieth():
+    lengths = lengths_of(200_000)
+    for limit in (2_000, 8_000, 50_000):
+        plan = BatchPlan(lengths, names_within(lengths, limit), seed=1, even=True)
+        sizes = [slots_of(lengths, plan.rows(0, step)) for step in range(plan.steps)]
+        assert 0.95 * limit < max(sizes) < 1.05 * limit
+    assert names_within(lengths_of(10), 8_000) == 10 and names_within(lengths_of(10), 1) == 1
+
+
+def test_cuts_are_the_best_there_are():
+    """Against every way to cut a few names."""
+    draw = np.random.default_rng(1)
+    for _ in range(50):
+        needed = np.sort(draw.integers(1, 9, 8)) * 4
+        for parts in (1, 2, 3, 8):
+            ways = itertools.combinations(range(1, len(needed)), parts - 1)
+            largest = [max(len(part) * part[-1] for part in np.split(needed, way)) for way in ways]
+            found = np.split(needed, cuts_by_slots(needed, parts))
+            assert len(found) == parts and max(len(part) * part[-1] for part in found) == min(largest)

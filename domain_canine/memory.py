@@ -1,0 +1,78 @@
+"""``--auto_find_batch_size``: the batch that fits the device's memory, found before the first step."""
+
+import gc
+import sys
+
+import torch
+from accelerate.utils.memory import should_reduce_batch_size
+
+from .batches import needed
+from .errors import UserError
+from .tokenization_domain_canine import CLS
+
+
+def fit_batch(trainer) -> None:
+    """Halve the names a micro-step, and double the micro-steps, until a step on the longest names fits.
+
+    The names a step, and so the run, stay the same; and the weights, whose trial gradients are dropped. The Trainer's
+    own way starts the run again where memory is out, from the weights of that moment and with another batch.
+
+    Raises:
+        UserError: not even one name fits.
+    """
+    args, batches = trainer.args, trainer.train_dataset
+    while not _fits(trainer):
+        if args.per_device_train_batch_size == 1:
+            raise UserError("--auto_find_batch_size: the memory does not hold a step of one name; take a smaller model")
+        args.per_device_train_batch_size = -(-args.per_device_train_batch_size // 2)
+        args.gradient_accumulation_steps *= 2
+        batches.divide(args.per_device_train_batch_size, args.gradient_accumulation_steps)
+        trainer._train_batch_size = args.train_batch_size
+    if trainer.is_world_process_zero():
+        names, micro_steps = args.per_device_train_batch_size, args.gradient_accumulation_steps
+        print(f"the memory holds {names:,} names a micro-step; {micro_steps:,} are accumulated", file=sys.stderr)
+
+
+def _fits(trainer) -> bool:
+    """Whether a micro-step of the longest names fits on every rank, beside what training will hold then."""
+    failed = torch.zeros(1, device=trainer.args.device)
+    devices = [trainer.args.device] if trainer.args.device.type == "cuda" else []
+    with torch.random.fork_rng(devices):  # the trial's dropout leaves the run's alone
+        try:
+            _try(trainer)
+        except RuntimeError as error:
+            if not should_reduce_batch_size(error):
+                raise
+            failed += 1
+    trainer.model.zero_grad(set_to_none=True)
+    gc.collect()
+    if devices:
+        torch.cuda.empty_cache()
+    return not trainer.accelerator.reduce(failed, "sum").item()
+
+
+def _try(trainer) -> None:
+    args, model = trainer.args, trainer.model.train()
+    batch = {name: values.to(args.device) for name, values in _longest(trainer.train_dataset).items()}
+    # AdamW's two moments, and between several processes the buckets that gradients travel in.
+    size = sum(parameter.numel() for parameter in model.parameters()) * (2 + (args.world_size > 1))
+    reserved = torch.empty(size, device=args.device)
+    with trainer.accelerator.autocast():
+        loss = model(**batch).loss
+    loss.backward()
+    del reserved
+
+
+def _longest(batches) -> dict[str, torch.Tensor]:
+    """A batch as large as any: of names as long as the longest."""
+    rows, collator = batches.batch_size, batches.collator
+    length = needed(batches.longest)
+    names = torch.full((rows, length), ord("a"))
+    names[:, 0] = CLS
+    masked = torch.ones(rows, collator.most(batches.longest), dtype=torch.long)
+    return {
+        "input_ids": names,
+        "attention_mask": torch.ones_like(names),
+        "masked_positions": masked,
+        "labels": masked * ord("a"),
+    }

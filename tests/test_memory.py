@@ -1,0 +1,79 @@
+"""``--auto_find_batch_size``: smaller micro-steps of the same run."""
+
+import pytest
+import torch
+from test_streams import make_stream, write
+from test_trainer import assert_equal, make_trainer, weights
+
+from domain_canine.errors import UserError
+from domain_canine.memory import fit_batch
+from domain_canine.sample import sample_names
+
+
+def with_memory_for(trainer, rows: int) -> None:
+    """A model that runs out of memory with more rows."""
+    forward = trainer.model.forward
+    trainer.tried = []
+
+    def limited(*args, **kwargs):
+        if trainer.model.training:
+            trainer.tried.append(tuple(kwargs["input_ids"].shape))
+        if trainer.model.training and len(kwargs["input_ids"]) > rows:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return forward(*args, **kwargs)
+
+    trainer.model.forward = limited
+
+
+def test_the_run_is_that_of_the_smaller_batch_from_the_start(tmp_path):
+    found = make_trainer(tmp_path / "a", auto_find_batch_size=True, num_train_epochs=1)
+    with_memory_for(found, 5)
+    found.train()
+    given = make_trainer(
+        tmp_path / "b", per_device_train_batch_size=4, gradient_accumulation_steps=8, num_train_epochs=1
+    )
+    given.train()
+    assert_equal(weights(found), weights(given))
+    longest = 4 * -(-int(found.train_dataset.plan.lengths.max()) // 4) + 2
+    assert found.tried[:3] == [(16, longest), (8, longest), (4, longest)]
+    assert found.state.global_step == given.state.global_step
+    assert all(rows <= 4 and length <= longest for rows, length in found.tried[3:])
+
+
+def test_what_fits_is_left_as_it_is(tmp_path, capsys):
+    trained = []
+    for i in range(2):
+        trainer = make_trainer(tmp_path / str(i), auto_find_batch_size=i == 0, num_train_epochs=1)
+        trainer.train()
+        trained.append(weights(trainer))
+    assert_equal(*trained)
+    assert "the memory holds 16 names a micro-step; 2 are accumulated" in capsys.readouterr().err
+
+
+def test_odd_batches_lose_no_name(tmp_path):
+    trainer = make_trainer(tmp_path, per_device_train_batch_size=15, gradient_accumulation_steps=1)
+    with_memory_for(trainer, 4)
+    fit_batch(trainer)
+    batches = trainer.train_dataset
+    assert (batches.batch_size, batches.plan.micro_steps, batches.plan.global_batch) == (4, 4, 15)
+    rows = [len(batches[at]["labels"]) for [at] in batches.sampler()]
+    assert max(rows) <= 4 and sum(rows) == len(batches)
+
+
+def test_a_stream_reads_smaller_batches(tmp_path):
+    trainer = make_trainer(tmp_path / "run", per_device_train_batch_size=16)
+    trainer.train_dataset = make_stream(write(tmp_path, sample_names(50)), batch_size=16, max_length=40)
+    with_memory_for(trainer, 10)
+    fit_batch(trainer)
+    assert trainer.train_dataset.batch_size == 8 and trainer.tried == [(16, 42), (8, 42)]
+
+
+def test_a_model_that_fits_nowhere_is_told_and_other_errors_are_not_swallowed(tmp_path):
+    trainer = make_trainer(tmp_path / "a")
+    with_memory_for(trainer, 0)
+    with pytest.raises(UserError, match="does not hold a step of one name"):
+        fit_batch(trainer)
+    trainer = make_trainer(tmp_path / "b")
+    trainer.model.forward = lambda **batch: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        fit_batch(trainer)

@@ -1,0 +1,129 @@
+"""Our step against the stock one: the same loss, gradients and curve; and the benchmark that times them."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import SMALL
+
+from benchmarks import operations, train_step
+from benchmarks.train_step import StockMaskedLM, as_stock, make_batches, our_side, stock_side
+from domain_canine.configuration_domain_canine import DomainCanineConfig
+from domain_canine.sample import sample_names
+
+NAMES = sample_names(4_000)
+
+
+def both_sides(**changes):
+    """Ours and stock, of equal weights, without dropout."""
+    config = DomainCanineConfig(**SMALL | changes, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    ours, stock = our_side(config, "cpu"), stock_side(config, "cpu")
+    stock.model.load_state_dict(ours.model.state_dict(), strict=False)
+    assert all(torch.equal(weight, stock.model.state_dict()[name]) for name, weight in ours.model.state_dict().items())
+    return ours, stock
+
+
+def test_every_gradient_of_the_loss_is_that_of_the_stock_model():
+    ours, stock = both_sides()
+    batch = make_batches(NAMES, 32, 4, False)[0][2]
+    mine, theirs = ours.loss(batch), stock.loss(as_stock(batch))
+    assert mine.item() == pytest.approx(theirs.item(), rel=1e-5)
+    mine.backward(), theirs.backward()
+    others = dict(stock.model.named_parameters())
+    for name, parameter in ours.model.named_parameters():
+        scale = max(1.0, others[name].grad.abs().max().item())
+        assert (parameter.grad - others[name].grad).abs().max() <= 1e-4 * scale, name
+
+
+def test_200_steps_give_the_curve_of_the_stock_path():
+    ours, stock = both_sides(initializer_range=0.02)
+    for side in (ours, stock):
+        side.optimizer.param_groups[0]["lr"] = 1e-3
+    batches = make_batches(NAMES, 16, 40, False)[0] * 5
+    curves = np.array([[ours.step(batch).item(), stock.step(as_stock(batch)).item()] for batch in batches])
+    difference = (curves[:, 0] - curves[:, 1]) / curves[:, 1]
+    assert len(curves) == 200 and curves[-40:].mean() < 0.8 * curves[:40].mean()
+    assert abs(difference).max() <= 1e-3
+    # Noise and no drift: the mean is far below the largest.
+    assert abs(difference.mean()) <= 1e-4
+
+
+def test_bf16_errs_no_more_than_three_times_as_much_as_the_stock_model():
+    """Each against its own fp32, at the masked positions."""
+    ours, stock = both_sides(initializer_range=0.02, hidden_size=128, intermediate_size=512)
+    ours.model.eval(), stock.model.eval()
+    errors = []
+    for side, convert in ((ours, lambda batch: batch), (stock, as_stock)):
+        losses = []
+        for enabled in (False, True):
+            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+                losses.append([side.loss(convert(batch)).item() for batch in make_batches(NAMES, 64, 8, False)[0]])
+        errors.append(np.sqrt(np.mean((np.array(losses[0]) - losses[1]) ** 2)))
+    assert 0 < errors[0] < 3 * errors[1]
+
+
+@pytest.mark.slow
+def test_compiled_for_few_shapes_it_is_compiled_no_more():
+    """50 steps of mixed lengths after one of each shape; losses are those of the eager model."""
+    from torch._dynamo.utils import counters
+
+    torch._dynamo.reset()
+    config = DomainCanineConfig(**SMALL, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    ours = our_side(config, "cpu", compiled=True)
+    names = [name for name in NAMES if len(name) < 21]
+    batches = make_batches(names, 32, 50, True)[0]
+    by_shape = {batch["input_ids"].shape + batch["labels"].shape: batch for batch in batches}
+    assert len(by_shape) >= 3
+    for batch in by_shape.values():
+        ours.step(batch)
+    compiled = counters["stats"]["unique_graphs"]
+    assert compiled == len(by_shape) and not counters["graph_break"]
+    for i in np.random.default_rng(0).permutation(len(batches)):
+        eager = ours.model(**batches[i]).loss.item()
+        assert ours.step(batches[i]).item() == pytest.approx(eager, rel=1e-4)
+    assert counters["stats"]["unique_graphs"] == compiled
+
+
+def test_operations_are_those_that_torch_counts():
+    from torch.utils.flop_counter import FlopCounterMode
+
+    ours, _ = both_sides()
+    ours.model.set_attn_implementation("eager")
+    batch = make_batches(NAMES, 16, 3, False)[0][1]
+    with FlopCounterMode(display=False) as counted:
+        ours.loss(batch).backward()
+    computed, useful = operations.of_batch(ours.model.config, batch)
+    assert computed == pytest.approx(counted.get_total_flops(), rel=0.02)
+    assert 0.6 * computed < useful < computed
+
+
+def test_the_benchmark_tells_both_sides(capsys, monkeypatch):
+    monkeypatch.setitem(train_step.SIZES, "tiny", SMALL)
+    arguments = ["--size", "tiny", "--device", "cpu", "--batch", "32", "--batches", "2", "--rounds", "1"]
+    assert train_step.main([*arguments, "--json"]) == 0
+    said = capsys.readouterr()
+    found = json.loads(said.out)
+    assert said.out.count("\n") == 1 and "ratio" in said.err
+    keys = "names_per_s stock_names_per_s ratio padding_efficiency peak_memory_mb mfu mfu_useful collator_names_per_s"
+    assert all(found[key] > 0 for key in keys.split())
+    assert found["ratio"] == pytest.approx(found["names_per_s"] / found["stock_names_per_s"], rel=0.05)
+    monkeypatch.setattr(train_step, "SWEEP", (16, 32))
+    assert train_step.main([*arguments, "--sweep", "--json"]) == 0
+    assert [row["batch"] for row in json.loads(capsys.readouterr().out)["sweep"]] == [16, 32]
+
+
+def test_the_benchmark_writes_a_trace(capsys, monkeypatch, tmp_path):
+    monkeypatch.setitem(train_step.SIZES, "tiny", SMALL)
+    arguments = ["--size", "tiny", "--device", "cpu", "--batch", "16", "--batches", "1"]
+    assert train_step.main([*arguments, "--profile", str(tmp_path / "trace.json")]) == 0
+    assert "aten::addmm" in capsys.readouterr().err
+    assert json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+
+
+def test_the_stock_side_is_stock():
+    from transformers import CanineModel
+
+    side = stock_side(DomainCanineConfig(**SMALL), "cpu")
+    assert type(side.model) is StockMaskedLM and type(side.model.canine) is CanineModel
+    assert side.model.canine.config._attn_implementation == "eager"
