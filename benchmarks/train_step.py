@@ -79,20 +79,22 @@ class Side:
         self.model, self.device, self.loss = model.to(device).train(), device, loss
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, weight_decay=0.01, fused=True)
 
-    def step(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        with torch.autocast(self.device, torch.bfloat16, enabled=self.device == "cuda"):
-            loss = self.loss(batch)
-        loss.backward()
+    def step(self, *micro_batches: dict[str, torch.Tensor]) -> torch.Tensor:
+        """One step; the loss of its last micro-batch."""
+        for batch in micro_batches:
+            with torch.autocast(self.device, torch.bfloat16, enabled=self.device == "cuda"):
+                loss = self.loss(batch)
+            loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad()
         return loss.detach()
 
-    def names_per_s(self, batches: list[dict[str, torch.Tensor]]) -> float:
+    def names_per_s(self, batches: list[dict[str, torch.Tensor]], accumulation: int = 1) -> float:
         wait(self.device)
         start = time.perf_counter()
-        for batch in batches:
-            self.step(batch)
+        for first in range(0, len(batches), accumulation):
+            self.step(*batches[first : first + accumulation])
         wait(self.device)
         return sum(len(batch["input_ids"]) for batch in batches) / (time.perf_counter() - start)
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from domain_canine.cleaning import Cleaner, first_names, hash_array, normalize_lines, on_validation_side
@@ -40,6 +40,7 @@ def one_by_one(line: bytes, longest: int) -> str | None:
     return name if len(name) <= longest else None
 
 
+@example([b"a" * 63 + b".com", b"a" * 64 + b".com"], 126)
 @given(st.lists(LINES, max_size=8), st.sampled_from([12, 64, 126]))
 def test_the_vector_form_equals_the_normaliser(lines, longest):
     rejected = {}

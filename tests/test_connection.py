@@ -9,9 +9,10 @@ import threading
 import time
 import zlib
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
 
+import httpx
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -35,12 +36,15 @@ class Server:
         ranges: whether parts are given.
         most: connections end after a random number of bytes up to this one, in mid-body.
         framing: how the body's end is told: length, chunks, or close.
-        refused: answers of 503 before the first file is given.
+        refused: errors that are answered before the first file is given.
         tags: whether a version is told, of the bytes.
         shift: parts begin so many bytes before what was asked for.
+        packs: whether bodies are compressed for who allows it.
     """
 
-    def __init__(self, files, ranges=True, most=None, framing="length", refused=0, stall=False, tags=True, shift=0):
+    def __init__(
+        self, files, ranges=True, most=None, framing="length", refused=(), stall=False, tags=True, shift=0, packs=False
+    ):
         self.requests, self.drops = [], 0
         server, chance = self, random.Random(0)
 
@@ -56,9 +60,10 @@ class Server:
                 server.requests.append(path)
                 if path not in files:
                     return self.send_error(404)
-                if len(server.requests) <= refused:
-                    return self.send_error(503)
-                data = files[path]
+                if len(server.requests) <= len(refused):
+                    return self.send_error(refused[len(server.requests) - 1])
+                packed = packs and "gzip" in self.headers["Accept-Encoding"]
+                data = gzip.compress(files[path]) if packed else files[path]
                 wanted = re.match(r"bytes=(\d+)-", self.headers.get("Range", "")) if ranges else None
                 start = max(0, int(wanted[1]) - shift) if wanted else 0
                 if wanted and not data:
@@ -68,6 +73,8 @@ class Server:
                     self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
                 if tags:
                     self.send_header("ETag", str(zlib.crc32(data)))
+                if packed:
+                    self.send_header("Content-Encoding", "gzip")
                 if framing == "length":
                     self.send_header("Content-Length", str(len(data) - start))
                 elif framing == "chunks":
@@ -144,8 +151,8 @@ def test_every_name_arrives_once_a_pass_over_connections_that_break(serve, monke
 
 
 @pytest.mark.parametrize(("options", "sends"), [
-    ({"framing": "chunks", "ranges": False, "most": 80_000}, True), ({"refused": 4}, True), ({"framing": "close"}, True),
-    ({"most": 30_000, "stall": True}, True), ({"framing": "close", "ranges": False}, False),
+    ({"framing": "chunks", "ranges": False, "most": 80_000}, True), ({"refused": (503, 408, 425, 429)}, True),
+    ({"framing": "close"}, True), ({"most": 30_000, "stall": True}, True), ({"framing": "close", "ranges": False}, False),
 ])  # fmt: skip
 def test_no_end_is_taken_for_the_whole(serve, monkeypatch, options, sends):
     monkeypatch.setattr(connection, "TIMEOUT", (1, 0.2))
@@ -161,6 +168,11 @@ def test_no_end_is_taken_for_the_whole(serve, monkeypatch, options, sends):
     assert time.monotonic() - begin < 20
     right = [line.decode().strip() for line in found] == names
     assert right
+
+
+def test_nothing_is_compressed_on_the_way(serve):
+    data = as_file(".txt", NAMES)
+    assert connection.HttpFile(serve({"/names.txt": data}, packs=True).url + "/names.txt").read() == data
 
 
 def test_parquet_without_ranges_is_fetched_once(serve):
@@ -193,6 +205,17 @@ def test_waits_grow_to_a_limit_and_start_anew_after_a_success(monkeypatch):
     patience.reset()
     patience.wait(OSError("x"))
     assert slept == [1, 2, 4, 8, 16, 32, 60, 60, 60, 60, 1]
+
+
+def test_an_iterator_may_break_behind_every_item(monkeypatch):
+    monkeypatch.setattr(connection, "FIRST_WAIT", 0)
+    opened, many = count(1), 2 * connection.TRIES
+
+    def open_again():
+        yield from range(next(opened))
+        raise httpx.ReadError("x")
+
+    assert list(islice(connection.patiently("here", open_again), many)) == list(range(many))
 
 
 def test_a_file_that_is_cut_or_changes_at_the_server_is_refused(serve, monkeypatch):

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from domain_canine import hashing
 from domain_canine.batches import FIXED_ROOMS, NameBatches
 from domain_canine.masking import IGNORED, DataCollatorForCodePointMasking
 from domain_canine.sample import sample_names
+from domain_canine.sampling import WINDOW
 from domain_canine.table import NameTable, spans, table_of, write_names
 from domain_canine.tokenization_domain_canine import CLS, SEP
 
@@ -75,6 +78,14 @@ def test_workers_change_nothing(tmp_path, workers):
     expected = steps_of(batches_of(64, micro_steps=2), 1)
     found = list(loader)
     assert len(found) == len(expected) and all(map(equal, found, expected))
+
+
+def test_a_worker_makes_no_batch_that_another_is_asked_for(monkeypatch):
+    monkeypatch.setattr("domain_canine.batches.get_worker_info", lambda: SimpleNamespace(num_workers=2))
+    batches = batches_of(16)
+    for index in range(1, WINDOW, 2):
+        batches[0, index]
+    assert not batches._ready
 
 
 def test_a_jump_gives_what_walking_gives():

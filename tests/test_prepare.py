@@ -252,6 +252,20 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path, monkeypatch, small_pieces):
     assert make("\n".join(sample_names(50)), tmp_path / "out").counts["kept"] == 50
 
 
+def test_a_shard_has_its_name_when_it_is_whole(tmp_path, monkeypatch):
+    names, write = sample_names(300), module.write_names
+
+    def write_half(shard, path):
+        write(shard[: len(shard) // 2], path)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(module, "write_names", write_half)
+        make("\n".join(names), tmp_path / "out")
+    assert not list(tmp_path.rglob("data-*.arrow"))
+    assert sorted(every_name(make("\n".join(names), tmp_path / "out"))) == sorted(names)
+
+
 def test_killed_at_any_moment_it_leaves_nothing_half_made(tmp_path):
     names = sample_names(6_000)
     (tmp_path / "names.txt").write_text("\n".join([*names, "bad name", *names[:1_000]]))

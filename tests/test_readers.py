@@ -165,6 +165,12 @@ def test_several_files_and_sources_are_one(tmp_path):
     assert both.digest() != before
 
 
+def test_the_same_bytes_of_another_kind_are_other_input(tmp_path):
+    for name in ("a.txt", "a.csv"):
+        (tmp_path / name).write_text("domain\na.com\n")
+    assert open_source(str(tmp_path / "a.txt")).digest() != open_source(str(tmp_path / "a.csv")).digest()
+
+
 def test_without_a_network_a_hub_id_is_told_clearly():
     with pytest.raises(UserError, match="(?s)cannot load the data set 'some/names'.*--dataset sample"):
         list(open_source("some/names").blocks())

@@ -75,6 +75,13 @@ def test_ranks_get_as_much_to_compute():
         assert max(means) - min(means) < 0.5
 
 
+def test_micro_steps_are_cut_in_order_of_length():
+    lengths = lengths_of(1_000)
+    plan = BatchPlan(lengths, 400, 2, seed=1)
+    shorter, longer = (lengths[plan.rows(0, 1, micro)] for micro in (0, 1))
+    assert shorter.max() <= longer.min()
+
+
 def test_a_window_is_read_by_runs_of_rows():
     plan = BatchPlan(lengths_of(20 * BLOCK + 77), 128, seed=1)
     for step in (0, WINDOW, 2 * WINDOW):
@@ -126,6 +133,13 @@ def test_names_of_like_length_meet_in_no_order_of_length():
     assert spread < 2  # of 36 without sorting
     means = np.array([batch.mean() for batch in batches])
     assert abs(np.corrcoef(np.arange(len(means)), means)[0, 1]) < 0.2
+
+
+def test_windows_differ_in_the_order_of_their_batches():
+    lengths = np.arange(2 * WINDOW * 16).astype(np.uint8)  # as many of each in both windows
+    plan = BatchPlan(lengths, 16, seed=1)
+    means = [lengths[plan.rows(0, step)].mean() for step in range(2 * WINDOW)]
+    assert sorted(means[:WINDOW]) == sorted(means[WINDOW:]) and means[:WINDOW] != means[WINDOW:]
 
 
 def test_evaluation_is_in_order_and_complete():

@@ -118,6 +118,13 @@ def test_passes_differ_in_order_and_masks_and_no_validation_name_is_in_any(tmp_p
     assert sum(masked[0][name] != masked[1][name] for name in first) > len(first) / 2
 
 
+def test_windows_differ_in_the_order_of_their_batches(tmp_path):
+    pairs = [training_names([f"{i:0{n}}.com" for i in range(10)])[:2] for n in range(1, 33)]
+    source = write(tmp_path, sum(pairs, []), 2)  # a window each, of the same lengths
+    lengths = [len(names_of(batch)[0]) for batch in take(load(make_stream(source, batch_size=1)), 64)]
+    assert sorted(lengths[:32]) == sorted(lengths[32:]) and lengths[:32] != lengths[32:]
+
+
 def test_a_window_brings_names_of_like_length_together(tmp_path):
     lengths = [
         batch["attention_mask"].sum(1) for batch in take(load(make_stream(write(tmp_path, NAMES), batch_size=16)), 20)

@@ -7,9 +7,10 @@ import pytest
 import torch
 from conftest import SMALL
 
-from benchmarks import operations, train_step
+from benchmarks import end_to_end, operations, train_step
 from benchmarks.train_step import StockMaskedLM, as_stock, make_batches, our_side, stock_side
 from domain_canine.configuration_domain_canine import DomainCanineConfig
+from domain_canine.errors import UserError
 from domain_canine.sample import sample_names
 
 NAMES = sample_names(4_000)
@@ -119,6 +120,16 @@ def test_the_benchmark_writes_a_trace(capsys, monkeypatch, tmp_path):
     assert train_step.main([*arguments, "--profile", str(tmp_path / "trace.json")]) == 0
     assert "aten::addmm" in capsys.readouterr().err
     assert json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+
+
+def test_end_to_end_runs_the_launch_command(capsys, monkeypatch):
+    monkeypatch.setattr(end_to_end, "BEFORE", {"cpu": 1})
+    arguments = ["--size", "tiny", "--device", "cpu", "--batch", "16", "--accumulation", "2", "--steps", "30"]
+    assert end_to_end.main([*arguments, "--json", "--learning_rate", "1e-3"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["names_per_s"] > 0 and found["step_names_per_s"] > 0 and found["epoch_hours"] > 0
+    with pytest.raises(UserError, match="the run failed:(?s:.*)unknown flag --lerning_rate"):
+        end_to_end.main([*arguments, "--lerning_rate", "1"])
 
 
 def test_the_stock_side_is_stock():

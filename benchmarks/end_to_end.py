@@ -1,0 +1,130 @@
+"""Names a second of the launch command itself, and what of the bare step's the Trainer and the data lose.
+
+    python -m benchmarks.end_to_end --names names.txt.gz --json
+    python -m benchmarks.end_to_end --size small --batch 512 --accumulation 1 --steps 20
+
+The command runs twice, with a few and with more steps: what lies between is neither start nor end. The bare step is
+that of ``benchmarks.train_step`` with the same names a micro-step, micro-steps a step and precision. On CUDA the share
+of the time that the GPU is busy is told too, as nvidia-smi samples it.
+"""
+
+import argparse
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import torch
+
+from benchmarks.data_path import real_names, shuffled
+from benchmarks.train_step import BATCHES, LONGEST, make_batches, name_of, on, our_side
+from domain_canine.configuration_domain_canine import DomainCanineConfig
+from domain_canine.errors import UserError, run
+from domain_canine.pretrained import SIZES
+from domain_canine.sample import sample_names
+
+ROOT = Path(__file__).resolve().parent.parent
+CORPUS = 255_000_000  # names of the published data, of which 90% are an epoch
+BEFORE = {"cpu": 3, "cuda": 100}  # steps that are not timed
+STEPS = {"cpu": 10, "cuda": 500}
+SAMPLES = ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", "-lms", "200"]
+
+
+class Busy:
+    """Samples of the GPU's utilisation, in percent, while it is entered; none without nvidia-smi."""
+
+    def __enter__(self):
+        self.samples, self.process = [], None
+        if shutil.which(SAMPLES[0]):
+            self.process = subprocess.Popen(SAMPLES, stdout=subprocess.PIPE, text=True)
+            threading.Thread(target=self._read, daemon=True).start()
+        return self
+
+    def _read(self):
+        for line in self.process.stdout:
+            self.samples.append((time.perf_counter(), float(line)))
+
+    def __exit__(self, *error):
+        if self.process:
+            self.process.kill()
+
+    def share(self, seconds: float) -> float:
+        """The median over the last so many seconds but one, the end of the run."""
+        end = self.samples[-1][0] - 1
+        return statistics.median(busy for at, busy in self.samples if end - seconds < at < end) / 100
+
+
+def launch(names: Path, folder: Path, steps: int, parsed) -> float:
+    """Seconds that the command takes for so many steps."""
+    arguments = [
+        "--model_size", parsed.size, "--dataset", names, "--output_dir", folder / f"run-{steps}", "--max_steps", steps,
+        "--batch_size", parsed.batch, "--gradient_accumulation_steps", parsed.accumulation, "--eval_strategy", "no",
+        "--save_strategy", "no", "--warmup_steps", "1", *parsed.flags,
+    ]  # fmt: skip
+    config = "cpu" if parsed.device == "cpu" else "single_gpu"
+    command = [
+        sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--config_file",
+        ROOT / "accelerate_configs" / f"{config}.yaml", ROOT / "run_mlm_domains.py", *arguments,
+    ]  # fmt: skip
+    start = time.perf_counter()
+    done = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        raise UserError(f"the run failed:\n{done.stderr[-3000:]}")
+    return time.perf_counter() - start
+
+
+def bare(names: list[str], parsed) -> float:
+    """Names a second of the bare step, micro-steps accumulated."""
+    batches = on(parsed.device, make_batches(names, parsed.batch, BATCHES[parsed.device], False)[0])
+    side = our_side(DomainCanineConfig(**SIZES[parsed.size]), parsed.device)
+    side.names_per_s(batches, parsed.accumulation)
+    return statistics.median(side.names_per_s(batches, parsed.accumulation) for _ in range(3))
+
+
+def measure(names: list[str], parsed) -> dict:
+    before, steps = BEFORE[parsed.device], parsed.steps or STEPS[parsed.device]
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "names.txt"
+        file.write_text("\n".join(names) + "\n")
+        short = launch(file, Path(folder), before, parsed)
+        with Busy() as busy:
+            long = launch(file, Path(folder), before + steps, parsed)
+    rate = steps * parsed.batch * parsed.accumulation / (long - short)
+    step = bare(names, parsed)
+    found = {
+        "size": parsed.size, "device": name_of(parsed.device), "batch": parsed.batch,
+        "accumulation": parsed.accumulation, "names_per_s": round(rate, 2), "step_names_per_s": round(step, 2),
+        "share_lost": round(1 - rate / step, 4), "epoch_hours": round(0.9 * CORPUS / rate / 3600, 2),
+    }  # fmt: skip
+    return found | ({"gpu_busy": busy.share(long - short)} if parsed.device == "cuda" and busy.samples else {})
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.end_to_end", description=__doc__.splitlines()[0],
+        epilog="Further flags are the training command's, --torch_compile for example.",
+    )  # fmt: skip
+    parser.add_argument("--size", choices=list(SIZES), default="base")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--names", type=Path, help="a text file of names, plain or compressed; default: the sample")
+    parser.add_argument("--batch", type=int, default=256, help="names a micro-step (default: %(default)s)")
+    parser.add_argument("--accumulation", type=int, default=2, help="micro-steps a step (default: %(default)s)")
+    parser.add_argument("--steps", type=int, help="steps that are timed; 10 on a CPU, 500 on CUDA")
+    parser.add_argument("--json", action="store_true", help="one JSON object as well, last on stdout")
+    parsed, parsed.flags = parser.parse_known_args(arguments)
+    names = shuffled(real_names(parsed.names)).to_pylist() if parsed.names else sample_names()
+    found = measure([name for name in names if len(name) <= LONGEST], parsed)
+    for name, value in found.items():
+        print(f"{name:<24}{value if isinstance(value, str) else f'{value:,}':>28}", file=sys.stderr)
+    if parsed.json:
+        print(json.dumps(found))
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)
