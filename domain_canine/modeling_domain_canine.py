@@ -124,7 +124,7 @@ class DomainCanineModel(DomainCaninePreTrainedModel):
         )
         pooled = None if self.pooler is None else torch.tanh(self.pooler["dense"](molecules[:, 0]))
         molecules = molecules[:, 1:] if whole else molecules  # [CLS] is for the pooler alone
-        states = self.projection(characters, molecules.repeat_interleave(rate, dim=1))
+        states = self.projection(characters, molecules)
         if masked_positions is None:
             states = self.final_char_encoder(states, mask, trace)[:, :length]
         else:
