@@ -6,7 +6,8 @@ batch has B rows of S slots, M = S / 4 molecules, K masked positions.
 
     first layer        a slot          4 D^2 + 2 D F + 2 S D
     down-sampling      a molecule      4 D^2
-    deep stack         a molecule + 1  N (4 D^2 + 2 D F + 2 (M + 1) D)
+    deep stack         N (M + 1)       2 D^2                          (keys and values)
+                       N (M + 1) - 1   2 D^2 + 2 D F + 2 (M + 1) D    (queries, of the last layer without [CLS])
     up-sampling        a slot          4 D^2                          (the characters)
                        a molecule      7 D^2                          (the molecules, 16 D^2 if repeated)
     final layer        a slot          2 D^2                          (keys and values)
@@ -22,9 +23,10 @@ def multiply_adds(config: CanineConfig, rows: float, slots: float, masked: float
     """Of one forward pass over ``rows`` names of ``slots`` slots and ``masked`` masked positions each."""
     d, f, molecules = config.hidden_size, config.intermediate_size, slots / config.downsampling_rate
     a_slot = 4 * d * d + 2 * d * f + 2 * min(slots, config.local_transformer_stride) * d + 4 * d * d + 2 * d * d
-    deep = config.num_hidden_layers * (4 * d * d + 2 * d * f + 2 * (molecules + 1) * d)
+    tokens = config.num_hidden_layers * (molecules + 1)
+    deep = tokens * 2 * d * d + (tokens - 1) * (2 * d * d + 2 * d * f + 2 * (molecules + 1) * d)
     a_position = 2 * d * d + 2 * d * f + 2 * slots * d + d * d + d * classes
-    return rows * (slots * a_slot + molecules * 11 * d * d + (molecules + 1) * deep + masked * a_position)
+    return rows * (slots * a_slot + molecules * 11 * d * d + deep + masked * a_position)
 
 
 def of_batch(config: CanineConfig, batch: dict[str, torch.Tensor]) -> tuple[float, float]:

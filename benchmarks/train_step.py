@@ -51,7 +51,7 @@ class StockMaskedLM(nn.Module):
 
     def forward(self, input_ids, attention_mask, labels):
         logits = self.lm_head(self.canine(input_ids, attention_mask).last_hidden_state)
-        return F.cross_entropy(logits.float().transpose(1, 2), labels, ignore_index=IGNORED)
+        return F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
 
 
 def as_stock(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -122,16 +122,18 @@ def stock_side(config: DomainCanineConfig, device: str) -> Side:
 
 
 def make_batches(names: list[str], size: int, count: int, fixed_shapes: bool) -> tuple[list[dict], float]:
-    """Masked batches of a window, as many of short and of long names as there are; and how many names a second."""
+    """Masked batches of a window, as many of short and of long names as there are; and how many names a second.
+
+    Names are repeated where they are too few for a window of 64 batches, in which they are brought together by length.
+    """
+    names = (names * -(-64 * size // len(names)))[: max(len(names), 64 * size)]
     table = table_of(names)
     lengths = spans(table.sources[0])[2].astype("uint8")
     made = NameBatches(table, lengths, DataCollatorForCodePointMasking(), size, fixed_shapes=fixed_shapes)
-    steps = max(1, len(names) // size)  # full ones
     start = time.perf_counter()
-    batches = [made[0, step] for step in range(min(steps, 64))]
+    batches = [made[0, step] for step in range(64)]
     rate = size * len(batches) / (time.perf_counter() - start)
     batches.sort(key=lambda batch: batch["input_ids"].shape[1])
-    count = min(count, len(batches))
     return [batches[(2 * i + 1) * len(batches) // (2 * count)] for i in range(count)], rate
 
 

@@ -152,6 +152,11 @@ class DataArguments:
         for name in ("fixed_shapes", "slots_per_batch"):
             if self.streaming and getattr(self, name):
                 raise UserError(f"--{name} needs names that are prepared; leave it or --streaming out")
+        if self.slots_per_batch and self.slots_per_batch < (least := (self.max_length + 5) // 4 * 4):
+            raise UserError(
+                f"--slots_per_batch {self.slots_per_batch} is less than one name of --max_length {self.max_length} "
+                f"takes, {least}; a few thousand suit"
+            )
         if self.fixed_shapes and self.slots_per_batch:
             raise UserError("--fixed_shapes and --slots_per_batch contradict each other; give one of them")
 

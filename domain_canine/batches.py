@@ -8,7 +8,7 @@ from torch.utils.data import Dataset, get_worker_info
 
 from . import hashing
 from .masking import EVALUATION_EPOCH, DataCollatorForCodePointMasking, as_batch, below
-from .sampling import BatchPlan, MicroStepSampler, Window
+from .sampling import BatchPlan, MicroStepSampler, Window, slots
 from .table import NameTable, spans
 from .tokenization_domain_canine import CLS, PAD, SEP
 
@@ -65,7 +65,8 @@ class NameBatches(Dataset):
         fixed_shapes: for compiled kernels, no more shapes than FIXED_ROOMS: each batch has ``batch_size`` rows, empty
             names without a target in place of those it lacks; L and K are for names of as many characters as the next
             of FIXED_ROOMS.
-        even: batches of as many slots instead of as many names; ``batch_size`` is their mean.
+        global_batch: names a step over all ranks and micro-steps, on average: batches are then cut evenly by slots, and
+            ``batch_size`` is their mean, rounded.
     """
 
     def __init__(
@@ -80,14 +81,16 @@ class NameBatches(Dataset):
         seed: int = 42,
         evaluation: bool = False,
         fixed_shapes: bool = False,
-        even: bool = False,
+        global_batch: int | None = None,
     ):
         self.table = table
         self.collator = collator.for_evaluation() if evaluation else collator
         self.batch_size, self.rank, self.ranks = batch_size, rank, ranks
         self.evaluation, self.fixed_shapes = evaluation, fixed_shapes
-        step = batch_size * ranks * micro_steps
-        self.plan = BatchPlan(lengths, step, micro_steps, seed, shuffle=not evaluation, even=even)
+        step = global_batch or batch_size * ranks * micro_steps
+        self.plan = BatchPlan(
+            lengths, step, micro_steps, seed, shuffle=not evaluation, even=global_batch is not None
+        )  # fmt: skip
         self.content: str | None = None  # equal for equal names
         self._window, self._share, self._ready = None, None, {}
 
@@ -95,11 +98,18 @@ class NameBatches(Dataset):
         """Names, not batches: what the Trainer reports as the number of examples."""
         return len(self.plan.lengths)
 
-    @property
-    def longest(self) -> int:
-        """Characters that the longest name has, or is padded to."""
+    def largest(self) -> tuple[int, int]:
+        """Rows and characters of a micro-batch that takes as much memory as any."""
         longest = int(self.plan.lengths.max())
-        return FIXED_ROOMS[int(np.searchsorted(FIXED_ROOMS, longest))] if self.fixed_shapes else longest
+        if self.fixed_shapes:
+            longest = FIXED_ROOMS[int(np.searchsorted(FIXED_ROOMS, longest))]
+        if not self.plan.even:
+            return self.batch_size, longest
+        # Rows of the longest names in the slots of the first window's largest batch.
+        rows, batches = self.plan.window(0, 0)[1]
+        shares = [share for batch in batches for share in self.plan.deal(batch, self.rank, self.ranks) if len(share)]
+        most = max(len(share) * int(slots(self.plan.lengths[rows[share[-1:]]])[0]) for share in shares)
+        return max(1, most // int(slots(np.array(longest)))), longest
 
     def divide(self, batch_size: int, micro_steps: int) -> None:
         """The same steps in more, smaller micro-steps."""

@@ -55,13 +55,14 @@ def _local(data, args, collator):
         corpus = load_corpus(data.dataset, settings, data.dataset_column, quiet)
     # Kernels are compiled for each shape anew.
     place = _place(args, collator) | {"fixed_shapes": data.fixed_shapes or args.torch_compile}
+    global_batch = None
     if data.slots_per_batch:
         shares = args.world_size * args.gradient_accumulation_steps
-        names = names_within(corpus.train.lengths, data.slots_per_batch * shares)
-        args.per_device_train_batch_size = max(1, names // shares)
+        global_batch = names_within(corpus.train.lengths, data.slots_per_batch * shares)
+        args.per_device_train_batch_size = -(-global_batch // shares)
     train = NameBatches(
         corpus.train.table, corpus.train.lengths, collator, args.per_device_train_batch_size,
-        micro_steps=args.gradient_accumulation_steps, even=data.slots_per_batch is not None, **place,
+        micro_steps=args.gradient_accumulation_steps, global_batch=global_batch, **place,
     )  # fmt: skip
     validation = NameBatches(
         corpus.validation.table, corpus.validation.lengths, collator, args.per_device_eval_batch_size,
@@ -118,6 +119,8 @@ def _table(corpus, train: int, validation: int, data) -> list[tuple[str, str]]:
     rows = [("data", corpus.description), *_lines(corpus.counts, corpus.rejects)]
     share = f"{data.validation_split:.0%} by hash"
     rows.append(("names", f"{train:,} to train on, {validation:,} for validation ({share})"))
+    if data.slots_per_batch:
+        rows.append(("slots", f"about {data.slots_per_batch:,} a device and micro-step; names a step are their mean"))
     if corpus.counts["kept"] < SMALL and data.num_samples is None:
         rows.append(("warning", f"under {SMALL:,} names: fit for a trial, too few to learn the language of names"))
     return rows

@@ -12,7 +12,7 @@ from .tokenization_domain_canine import CLS
 
 
 def fit_batch(trainer) -> None:
-    """Halve the names a micro-step, and double the micro-steps, until a step on the longest names fits.
+    """Halve the names a micro-step, and double the micro-steps, until a step on the largest batch fits.
 
     The names a step, and so the run, stay the same; and the weights, whose trial gradients are dropped. The Trainer's
     own way starts the run again where memory is out, from the weights of that moment and with another batch.
@@ -34,7 +34,7 @@ def fit_batch(trainer) -> None:
 
 
 def _fits(trainer) -> bool:
-    """Whether a micro-step of the longest names fits on every rank, beside what training will hold then."""
+    """Whether the largest micro-step fits on every rank, beside what training will hold then."""
     failed = torch.zeros(1, device=trainer.args.device)
     devices = [trainer.args.device] if trainer.args.device.type == "cuda" else []
     with torch.random.fork_rng(devices):  # the trial's dropout leaves the run's alone
@@ -53,23 +53,22 @@ def _fits(trainer) -> bool:
 
 def _try(trainer) -> None:
     args, model = trainer.args, trainer.model.train()
-    batch = {name: values.to(args.device) for name, values in _longest(trainer.train_dataset).items()}
+    batch = {name: values.to(args.device) for name, values in _largest(trainer.train_dataset).items()}
     # AdamW's two moments, and between several processes the buckets that gradients travel in.
     size = sum(parameter.numel() for parameter in model.parameters()) * (2 + (args.world_size > 1))
     reserved = torch.empty(size, device=args.device)
-    with trainer.accelerator.autocast():
-        loss = model(**batch).loss
-    loss.backward()
+    for _ in range(min(2, args.gradient_accumulation_steps)):  # the second beside the gradients of the first
+        with trainer.accelerator.autocast():
+            loss = model(**batch).loss
+        loss.backward()
     del reserved
 
 
-def _longest(batches) -> dict[str, torch.Tensor]:
-    """A batch as large as any: of names as long as the longest."""
-    rows, collator = batches.batch_size, batches.collator
-    length = needed(batches.longest)
-    names = torch.full((rows, length), ord("a"))
+def _largest(batches) -> dict[str, torch.Tensor]:
+    rows, characters = batches.largest()
+    names = torch.full((rows, needed(characters)), ord("a"))
     names[:, 0] = CLS
-    masked = torch.ones(rows, collator.most(batches.longest), dtype=torch.long)
+    masked = torch.ones(rows, batches.collator.most(characters), dtype=torch.long)
     return {
         "input_ids": names,
         "attention_mask": torch.ones_like(names),

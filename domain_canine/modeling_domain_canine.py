@@ -102,9 +102,11 @@ class DomainCanineModel(DomainCaninePreTrainedModel):
         else:
             padding = mask.new_zeros(mask.shape[0], slots - length, dtype=torch.long)
             embeddings = torch.cat([inputs_embeds, self.char_embeddings.code_points(padding)], dim=1)
-        types, positions = (
-            None if given is None else F.pad(given, (0, slots - length)) for given in (token_type_ids, position_ids)
-        )
+        types = None if token_type_ids is None else F.pad(token_type_ids, (0, slots - length))
+        positions = position_ids
+        if positions is not None:
+            added = torch.arange(length, slots, device=mask.device).expand(len(positions), -1)
+            positions = torch.cat([positions, added], dim=1)
 
         if output_attentions is None:
             output_attentions = self.config.output_attentions
@@ -131,10 +133,15 @@ class DomainCanineModel(DomainCaninePreTrainedModel):
             at = masked_positions[..., None].expand(-1, -1, states.shape[-1])
             states = self.final_char_encoder(states, mask, trace, lambda states: states.gather(1, at))
 
+        hidden = None
+        if output_hidden_states:
+            # Of the slots that were added nobody asked; molecules stay as they are.
+            hidden = tuple(each[:, :length] if each.shape[1] == slots else each for each in trace["hidden_states"])
+            hidden = (*hidden[:-1], states)
         return CanineModelOutputWithPooling(
             last_hidden_state=states,
             pooler_output=pooled,
-            hidden_states=trace["hidden_states"] if output_hidden_states else None,
+            hidden_states=hidden,
             attentions=trace["attentions"] if output_attentions else None,
         )
 

@@ -15,12 +15,11 @@ def settings(model_arguments, data_arguments, args, content: str | None = None) 
         content: of the names, where they are known.
     """
     shares, data = args.gradient_accumulation_steps * args.world_size, dict(vars(data_arguments))
-    if slots := data.pop("slots_per_batch"):
-        step = {"slots a step": slots * shares}
-    else:
-        step = {"names a step": args.per_device_train_batch_size * shares}
-    names = {"content of the names": content} if content else {}
-    return vars(model_arguments) | data | {"seed": args.seed, "data_seed": args.data_seed} | step | names
+    slots = data.pop("slots_per_batch")
+    names = None if slots else args.per_device_train_batch_size * shares
+    step = {"names a step": names, "slots a step": slots and slots * shares}
+    known = {"content of the names": content} if content else {}
+    return vars(model_arguments) | data | {"seed": args.seed, "data_seed": args.data_seed} | step | known
 
 
 def refuse_changed_run(checkpoint: str, now: dict) -> None:

@@ -168,12 +168,20 @@ class BatchPlan:
         """The window that a step lies in, and its first step; the last window is kept."""
         if not 0 <= step < self.steps:
             raise IndexError(f"step {step} of an epoch of {self.steps}")
-        # Steps that share windows: all but a last one that is short.
-        whole = self.steps if self.even else len(self.lengths) // self.global_batch
-        first = whole if step == whole else step // WINDOW * WINDOW
+        first, steps = self._span(step)
         if self._key != (epoch, first):
-            self._key, self._window = (epoch, first), self._make_window(epoch, first, min(WINDOW, whole - first) or 1)
+            self._key, self._window = (epoch, first), self._make_window(epoch, first, steps)
         return first, self._window
+
+    def _span(self, step):
+        """First step of a step's window, and the steps in it."""
+        first = step // WINDOW * WINDOW
+        if self.even:
+            # The last window has what is left over of names and steps, up to twice as many: so no step is short.
+            last = max(0, self.steps // WINDOW - 1) * WINDOW
+            return (last, self.steps - last) if first >= last else (first, WINDOW)
+        whole = len(self.lengths) // self.global_batch
+        return (whole, 1) if step == whole else (first, min(WINDOW, whole - first))
 
     def _make_window(self, epoch, first, steps):
         """The batches of so many steps from ``first`` on."""

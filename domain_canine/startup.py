@@ -24,7 +24,10 @@ from .run_file import refuse_changed_run, settings, write_run_file
 def silence_libraries() -> None:
     """Hide warnings that a user can do nothing about, and progress bars of loading and saving."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    for name in ("torch.distributed", "accelerate", "datasets", "huggingface_hub", "httpx"):
+    # trainer_utils warns of another batch a device in a resume, which may be the same run: run_file.py finds out.
+    for name in (
+        "torch.distributed", "accelerate", "datasets", "huggingface_hub", "httpx", "transformers.trainer_utils",
+    ):  # fmt: skip
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=UserWarning, module=r"(torch|transformers|accelerate|datasets)\b")

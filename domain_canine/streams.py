@@ -126,10 +126,9 @@ class StreamBatches(IterableDataset):
                 file=sys.stderr,
             )
 
-    @property
-    def longest(self) -> int:
-        """Characters that a name may have."""
-        return self.max_length - SPECIAL
+    def largest(self) -> tuple[int, int]:
+        """Rows and characters of a micro-batch that takes as much memory as any."""
+        return self.batch_size, self.max_length - SPECIAL
 
     def divide(self, batch_size: int, micro_steps: int) -> None:
         """Smaller micro-steps, before anything is read."""

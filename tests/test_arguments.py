@@ -113,6 +113,7 @@ def test_a_file_of_arguments(tmp_path, suffix):
     [
         ("--fixed_shapes --slots_per_batch 9000", "--fixed_shapes and --slots_per_batch contradict"),
         ("--streaming --slots_per_batch 9000", "--slots_per_batch needs names that are prepared"),
+        ("--slots_per_batch 100", "--slots_per_batch 100 is less than one name of --max_length 128 takes, 132"),
         ("--split_seed -1", "--split_seed must be from 0 on"),
         ("--lerning_rate 1", "unknown flag --lerning_rate; did you mean --learning_rate"),
         ("--zzzz", "unknown flag --zzzz; --help"),

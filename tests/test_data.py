@@ -3,10 +3,11 @@
 import pytest
 
 from domain_canine import DataCollatorForCodePointMasking
-from domain_canine.arguments import DataArguments, DomainTrainingArguments
+from domain_canine.arguments import DataArguments, DomainTrainingArguments, ModelArguments
 from domain_canine.data import build_batches, build_collator
 from domain_canine.errors import UserError
 from domain_canine.prepare import Settings, prepare
+from domain_canine.run_file import settings
 from domain_canine.sources import open_source
 
 
@@ -52,9 +53,14 @@ def test_slots_a_batch_become_names_a_step(tmp_path, names_file, config):
         data = DataArguments(dataset=str(names_file), slots_per_batch=slots)
         train, validation, _ = build_batches(data, args, build_collator(data, args, config))
         assert train.plan.even and not validation.plan.even
-        assert args.per_device_train_batch_size * accumulated == train.plan.global_batch
+        assert args.per_device_train_batch_size == -(-train.plan.global_batch // accumulated)
         plans.append(train.plan.global_batch)
-    assert 40 < plans[0] < 70 and max(plans) - min(plans) < 4
+        told = settings(ModelArguments(model_size="tiny"), data, args)
+        assert (told["names a step"], told["slots a step"]) == (None, 1_200) and "slots_per_batch" not in told
+    assert 40 < plans[0] < 70 and len(set(plans)) == 1
+    args = DomainTrainingArguments(output_dir=str(tmp_path / "x"), per_device_train_batch_size=7, use_cpu=True)
+    told = settings(ModelArguments(model_size="tiny"), DataArguments(), args)
+    assert (told["names a step"], told["slots a step"]) == (14, None)
 
 
 def test_compiled_kernels_get_fixed_shapes(tmp_path, names_file, config):

@@ -1,10 +1,13 @@
 """``--auto_find_batch_size``: smaller micro-steps of the same run."""
 
+import numpy as np
 import pytest
 import torch
 from test_streams import make_stream, write
 from test_trainer import assert_equal, make_trainer, weights
 
+from domain_canine import DataCollatorForCodePointMasking
+from domain_canine.batches import NameBatches
 from domain_canine.errors import UserError
 from domain_canine.memory import fit_batch
 from domain_canine.sample import sample_names
@@ -40,6 +43,44 @@ def test_the_run_is_that_of_the_smaller_batch_from_the_start(tmp_path):
     assert all(rows <= 4 and length <= longest for rows, length in found.tried[3:])
 
 
+def test_the_trial_takes_what_a_step_will(tmp_path, monkeypatch):
+    """Two micro-steps, the second beside the gradients of the first, and the optimiser's moments; then nothing is left."""
+    trainer = make_trainer(tmp_path, auto_find_batch_size=True)
+    assert trainer.finds_batch and not trainer.args.auto_find_batch_size
+    seen, reserved, entered = [], [], []
+    forward, empty, autocast = trainer.model.forward, torch.empty, trainer.accelerator.autocast
+
+    def watched(**batch):
+        held = [parameter.grad is not None for parameter in trainer.model.parameters()]
+        seen.append((batch["masked_positions"].shape, batch["labels"].min().item(), any(held), torch.is_grad_enabled()))
+        return forward(**batch)
+
+    trainer.model.forward = watched
+    monkeypatch.setattr(torch, "empty", lambda size, **options: reserved.append(size) or empty(size, **options))
+    monkeypatch.setattr(trainer.accelerator, "autocast", lambda: entered.append(1) or autocast())
+    fit_batch(trainer)
+    monkeypatch.undo()
+    longest = int(trainer.train_dataset.plan.lengths.max())
+    most = trainer.train_dataset.collator.most(longest)
+    assert seen == [((16, most), 97, False, True), ((16, most), 97, True, True)] and len(entered) == 2
+    assert reserved == [2 * sum(parameter.numel() for parameter in trainer.model.parameters())]
+    assert all(parameter.grad is None for parameter in trainer.model.parameters())
+    with_memory_for(trainer, 4)
+    fit_batch(trainer)
+    assert trainer._train_batch_size == 4
+
+
+def test_the_largest_batch_is_the_largest(tmp_path):
+    lengths = np.array([10] * 6_000 + [60] * 10, np.uint8)
+    options = {"table": None, "collator": DataCollatorForCodePointMasking(), "batch_size": 50}
+    assert NameBatches(lengths=lengths, **options).largest() == (50, 60)
+    assert NameBatches(lengths=lengths, fixed_shapes=True, **options).largest() == (50, 72)
+    even = NameBatches(lengths=lengths, global_batch=50, **options)
+    rows, characters = even.largest()
+    # As many slots as 50 names of 10 characters and their frame, 16 each, in rows of 64.
+    assert characters == 60 and rows * 64 + 63 >= 50 * 16 and rows < 20
+
+
 def test_what_fits_is_left_as_it_is(tmp_path, capsys):
     trained = []
     for i in range(2):
@@ -65,7 +106,7 @@ def test_a_stream_reads_smaller_batches(tmp_path):
     trainer.train_dataset = make_stream(write(tmp_path, sample_names(50)), batch_size=16, max_length=40)
     with_memory_for(trainer, 10)
     fit_batch(trainer)
-    assert trainer.train_dataset.batch_size == 8 and trainer.tried == [(16, 42), (8, 42)]
+    assert trainer.train_dataset.batch_size == 8 and trainer.tried == [(16, 42), (8, 42), (8, 42)]
 
 
 def test_a_model_that_fits_nowhere_is_told_and_other_errors_are_not_swallowed(tmp_path):

@@ -263,6 +263,34 @@ def test_classifier_matches_stock(stock, tmp_path, labels_of, labels):
     assert torch.allclose(expected.loss, found.loss, atol=TOLERANCE)
 
 
+def test_positions_may_be_given(model, stock, ours):
+    ids = random_names(11)
+    positions = torch.arange(13)[None]
+    assert torch.allclose(model(ids, position_ids=positions).logits, model(ids).logits, atol=1e-5)
+    safe = padded_safely(ids)
+    others, theirs = positions.flip(1), torch.arange(safe.shape[1])[None].clone()
+    theirs[:, :13] = others
+    with torch.no_grad():
+        expected = stock(safe, (safe != 0).float(), position_ids=theirs).last_hidden_state[:, :13]
+        assert (ours(ids, position_ids=others).last_hidden_state - expected).abs().max() <= TOLERANCE
+
+
+def test_hidden_states_are_those_of_the_input(model, stock, ours):
+    ids = random_names(11, 8)  # 13 code points in 16 slots
+    safe = padded_safely(ids)
+    with torch.no_grad():
+        found = ours(ids, output_hidden_states=True)
+        expected = stock(safe, (safe != 0).float(), output_hidden_states=True).hidden_states
+        sparse = ours(ids, masked_positions=torch.tensor([[1, 2], [3, 0]]), output_hidden_states=True)
+    widths = [13, 13, *[5] * (SMALL["num_hidden_layers"] + 1), 13, 13]
+    assert [each.shape[1] for each in found.hidden_states] == widths
+    assert torch.equal(found.hidden_states[-1], found.last_hidden_state)
+    assert torch.equal(sparse.hidden_states[-1], sparse.last_hidden_state)
+    real = ids != 0
+    for i in (0, 1, -2, -1):
+        assert (found.hidden_states[i] - expected[i][:, :13])[real].abs().max() <= TOLERANCE
+
+
 def test_ascii_is_looked_up_once_to_the_same_outputs_and_gradients(model):
     ids = random_names(9, 14, 126)
     ids[0, 3], ids[1, 2], ids[1, 5] = 0xE003, 0xE007, 127

@@ -184,3 +184,9 @@ def test_padding_is_little_and_in_whole_molecules():
             assert fixed_shapes or length - 3 <= batch["attention_mask"].sum(1).max() <= length
             slots += rows * (length + 2)
         assert (lengths[: 20_000 // 256 * 256] + 2.0).sum() / slots > least
+
+
+def test_batches_say_whether_they_are_ascii():
+    assert batches_of()[0, 0]["ascii_only"] is True
+    custom = batches_of(collator=DataCollatorForCodePointMasking(mask_code_point=0xE123))
+    assert custom[0, 0]["ascii_only"] is False

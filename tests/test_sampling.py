@@ -176,19 +176,19 @@ def test_an_epoch_cut_by_slots_is_every_row_once(count, micro_steps, ranks):
         for step in range(plan.steps) for micro in range(micro_steps) for rank in range(ranks)
     ])  # fmt: skip
     assert np.array_equal(np.sort(rows), np.arange(count))
-    assert all(len(batch) for first in range(0, plan.steps, WINDOW) for batch in plan.window(2, first)[1].batches)
+    assert all(len(batch) for step in range(plan.steps) for batch in plan.window(2, step)[1].batches)
     again = BatchPlan(lengths_of(count), 16, micro_steps, seed=3, even=True)
     for step in (plan.steps - 1, 0, plan.steps // 2):
         assert np.array_equal(plan.rows(2, step), again.rows(2, step))
 
 
 def test_batches_by_slots_are_as_large_as_each_other_whatever_their_names():
-    lengths = lengths_of(200_000)
+    lengths = lengths_of(2 * WINDOW * 256 + 1)  # one name more than two windows
     by_names = BatchPlan(lengths, 256, seed=1)
     by_slots = BatchPlan(lengths, 256, seed=1, even=True)
     sizes = [[slots_of(lengths, plan.rows(0, step)) for step in range(plan.steps)] for plan in (by_names, by_slots)]
     assert max(sizes[0][:-1]) > 1.6 * np.mean(sizes[0][:-1])
-    assert max(sizes[1]) < 1.05 * np.mean(sizes[1])
+    assert 0.85 * np.mean(sizes[1]) < min(sizes[1]) <= max(sizes[1]) < 1.05 * np.mean(sizes[1])
     rows = [len(by_slots.rows(0, step)) for step in range(by_slots.steps)]
     assert max(rows) > 3 * min(rows)
 

@@ -91,12 +91,24 @@ def test_operations_are_those_that_torch_counts():
 
     ours, _ = both_sides()
     ours.model.set_attn_implementation("eager")
-    batch = make_batches(NAMES, 16, 3, False)[0][1]
-    with FlopCounterMode(display=False) as counted:
-        ours.loss(batch).backward()
-    computed, useful = operations.of_batch(ours.model.config, batch)
-    assert computed == pytest.approx(counted.get_total_flops(), rel=0.02)
-    assert 0.6 * computed < useful < computed
+    for batch in make_batches(NAMES, 16, 3, False)[0]:
+        with FlopCounterMode(display=False) as counted:
+            ours.loss(batch).backward()
+        assert operations.of_batch(ours.model.config, batch)[0] == pytest.approx(counted.get_total_flops(), rel=1e-9)
+
+
+def test_useful_operations_are_those_of_code_points_and_targets():
+    """A batch of one name without padding: all but the added slots, and K."""
+    config = DomainCanineConfig(**SMALL)
+    batch = {
+        "input_ids": torch.full((2, 12), 97),
+        "attention_mask": torch.ones(2, 12),
+        "masked_positions": torch.zeros(2, 3),
+        "labels": torch.tensor([[97, 98, -100], [97, -100, -100]]),
+    }
+    computed, useful = operations.of_batch(config, batch)
+    assert computed == 6 * operations.multiply_adds(config, 2, 16, 3, 128)
+    assert useful == 6 * operations.multiply_adds(config, 2, 12, 1.5, 128)
 
 
 def test_the_benchmark_tells_both_sides(capsys, monkeypatch):
@@ -130,6 +142,15 @@ def test_end_to_end_runs_the_launch_command(capsys, monkeypatch):
     assert found["names_per_s"] > 0 and found["step_names_per_s"] > 0 and found["epoch_hours"] > 0
     with pytest.raises(UserError, match="the run failed:(?s:.*)unknown flag --lerning_rate"):
         end_to_end.main([*arguments, "--lerning_rate", "1"])
+    with pytest.raises(UserError, match="--slots_per_batch is not for this benchmark"):
+        end_to_end.main([*arguments, "--slots_per_batch=500"])
+
+
+def test_few_names_are_repeated_for_a_whole_window():
+    batches = make_batches(NAMES[:100], 32, 64, False)[0]
+    assert sum(len(batch["labels"]) for batch in batches) == 64 * 32
+    padded = [int(batch["attention_mask"].sum(1).min()) / batch["input_ids"].shape[1] for batch in batches]
+    assert np.mean(padded) > 0.8
 
 
 def test_the_stock_side_is_stock():
