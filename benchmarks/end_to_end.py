@@ -95,7 +95,7 @@ def measure(names: list[str], parsed) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "names.txt"
         file.write_text("\n".join(names) + "\n")
-        launch(file, Path(folder), 1, parsed)  # prepares the names, into the cache
+        launch(file, Path(folder) / "first", 1, parsed)  # prepares the names, into the cache
         short = launch(file, Path(folder), before, parsed)
         with Busy() as busy:
             long = launch(file, Path(folder), before + steps, parsed)
