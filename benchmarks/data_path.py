@@ -23,10 +23,10 @@ from transformers import CanineTokenizer, DataCollatorForLanguageModeling
 from benchmarks import synthetic
 from domain_canine import readers
 from domain_canine.batches import NameBatches
-from domain_canine.cleaning import Cleaner
+from domain_canine.cleaning import SPECIAL, Cleaner
 from domain_canine.errors import run
 from domain_canine.masking import DataCollatorForCodePointMasking
-from domain_canine.sampling import BatchPlan
+from domain_canine.sampling import BatchPlan, slots
 from domain_canine.table import NameTable, spans, write_names
 
 BATCH = 256
@@ -50,6 +50,14 @@ def made_up_names(rows: int) -> pa.StringArray:
 
 def shuffled(names: pa.StringArray) -> pa.StringArray:
     return names.take(pa.array(np.random.default_rng(0).permutation(len(names))))
+
+
+def tell(found: dict, as_json: bool) -> None:
+    """The figures as a table on stderr, and as an object on stdout."""
+    for name, value in found.items():
+        print(f"{name:<32}{value if isinstance(value, str) else f'{value:,}':>20}", file=sys.stderr)
+    if as_json:
+        print(json.dumps(found))
 
 
 def our_round(batches: NameBatches, epoch: int) -> float:
@@ -79,11 +87,11 @@ def stock_round(stock, names: list[str]) -> float:
 
 def padding_efficiency(batches: NameBatches) -> float:
     """Code points of the names, [CLS] and [SEP] included, over the slots that the model computes for an epoch."""
-    slots = 0
+    computed = 0
     for index in range(batches.plan.steps):
         rows, length = batches[0, index]["input_ids"].shape
-        slots += rows * 4 * -(-(length + 2) // 4)
-    return float((batches.plan.lengths.astype(np.int64) + 2).sum() / slots)
+        computed += rows * int(slots(length - SPECIAL))
+    return float((batches.plan.lengths.astype(np.int64) + SPECIAL).sum() / computed)
 
 
 def compare(names: pa.StringArray, path: Path) -> dict[str, float]:
@@ -156,10 +164,7 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             names = real_names(parsed.names) if parsed.names else made_up_names(parsed.rows or ROWS)
             found = compare(shuffled(names)[: parsed.rows], path)
-    for name, value in found.items():
-        print(f"{name:<32}{value:>14,}", file=sys.stderr)
-    if parsed.json:
-        print(json.dumps(found))
+    tell(found, parsed.json)
     return 0
 
 

@@ -9,7 +9,6 @@ and precision. On CUDA the share of the time that the first GPU is busy is told 
 """
 
 import argparse
-import json
 import shutil
 import statistics
 import subprocess
@@ -21,12 +20,11 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.data_path import real_names, shuffled
-from benchmarks.train_step import BATCHES, LONGEST, make_batches, name_of, on, our_side
+from benchmarks.data_path import tell
+from benchmarks.train_step import BATCHES, load_names, make_batches, name_of, on, our_side
 from domain_canine.configuration_domain_canine import DomainCanineConfig
 from domain_canine.errors import UserError, run
 from domain_canine.pretrained import SIZES
-from domain_canine.sample import sample_names
 
 ROOT = Path(__file__).resolve().parent.parent
 CORPUS = 255_000_000  # names of the published data, of which 90% are an epoch
@@ -124,12 +122,7 @@ def main(arguments: list[str] | None = None) -> int:
     parsed, parsed.flags = parser.parse_known_args(arguments)
     for name in set(REFUSED) & {flag.partition("=")[0] for flag in parsed.flags}:
         raise UserError(f"{name} is not for this benchmark: --batch and --accumulation say how many names a step has")
-    names = shuffled(real_names(parsed.names)).to_pylist() if parsed.names else sample_names()
-    found = measure([name for name in names if len(name) <= LONGEST], parsed)
-    for name, value in found.items():
-        print(f"{name:<24}{value if isinstance(value, str) else f'{value:,}':>28}", file=sys.stderr)
-    if parsed.json:
-        print(json.dumps(found))
+    tell(measure(load_names(parsed.names), parsed), parsed.json)
     return 0
 
 

@@ -18,28 +18,26 @@ batch has B rows of S slots, M = S / 4 molecules, K masked positions.
 import torch
 from transformers import CanineConfig
 
+from domain_canine.cleaning import SPECIAL
+from domain_canine.sampling import slots
 
-def multiply_adds(config: CanineConfig, rows: float, slots: float, masked: float, classes: int) -> float:
-    """Of one forward pass over ``rows`` names of ``slots`` slots and ``masked`` masked positions each."""
-    d, f, molecules = config.hidden_size, config.intermediate_size, slots / config.downsampling_rate
-    a_slot = 4 * d * d + 2 * d * f + 2 * min(slots, config.local_transformer_stride) * d + 4 * d * d + 2 * d * d
+
+def multiply_adds(config: CanineConfig, rows: float, length: float, masked: float, classes: int) -> float:
+    """Of one forward pass over ``rows`` names of ``length`` slots and ``masked`` masked positions each."""
+    d, f, molecules = config.hidden_size, config.intermediate_size, length / config.downsampling_rate
+    a_slot = 4 * d * d + 2 * d * f + 2 * min(length, config.local_transformer_stride) * d + 4 * d * d + 2 * d * d
     tokens = config.num_hidden_layers * (molecules + 1)
     deep = tokens * 2 * d * d + (tokens - 1) * (2 * d * d + 2 * d * f + 2 * (molecules + 1) * d)
-    a_position = 2 * d * d + 2 * d * f + 2 * slots * d + d * d + d * classes
-    return rows * (slots * a_slot + molecules * 11 * d * d + deep + masked * a_position)
+    a_position = 2 * d * d + 2 * d * f + 2 * length * d + d * d + d * classes
+    return rows * (length * a_slot + molecules * 11 * d * d + deep + masked * a_position)
 
 
 def of_batch(config: CanineConfig, batch: dict[str, torch.Tensor]) -> tuple[float, float]:
     """Operations of a training step on one of our batches: as it is computed, and of its real code points alone."""
     rows, length = batch["input_ids"].shape
-    slots = computed_slots(length)
+    computed_slots = int(slots(length - SPECIAL))
     classes = config.vocab_size
-    computed = multiply_adds(config, rows, slots, batch["masked_positions"].shape[1], classes)
+    computed = multiply_adds(config, rows, computed_slots, batch["masked_positions"].shape[1], classes)
     real = batch["attention_mask"].sum().item() / rows
     targets = (batch["labels"] >= 0).sum().item() / rows
     return 6 * computed, 6 * multiply_adds(config, rows, real, targets, classes)
-
-
-def computed_slots(length: int) -> int:
-    """Slots that the model computes for an input of so many code points."""
-    return 4 * -(-(length + 2) // 4)

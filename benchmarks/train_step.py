@@ -23,14 +23,16 @@ from torch.nn import functional as F
 from transformers import CanineModel
 
 from benchmarks import operations
-from benchmarks.data_path import real_names, shuffled
+from benchmarks.data_path import real_names, shuffled, tell
 from domain_canine.batches import NameBatches
+from domain_canine.cleaning import SPECIAL
 from domain_canine.configuration_domain_canine import DomainCanineConfig
 from domain_canine.errors import run
 from domain_canine.masking import IGNORED, DataCollatorForCodePointMasking
 from domain_canine.modeling_domain_canine import DomainCanineForMaskedLM, DomainCanineLMHead
 from domain_canine.pretrained import SIZES
 from domain_canine.sample import sample_names
+from domain_canine.sampling import slots
 from domain_canine.table import spans, table_of
 
 STOCK_LENGTH = 128
@@ -52,6 +54,12 @@ class StockMaskedLM(nn.Module):
     def forward(self, input_ids, attention_mask, labels):
         logits = self.lm_head(self.canine(input_ids, attention_mask).last_hidden_state)
         return F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
+
+
+def load_names(path: Path | None) -> list[str]:
+    """The names of a file, or the sample's, that both sides can take."""
+    names = shuffled(real_names(path)).to_pylist() if path else sample_names()
+    return [name for name in names if len(name) <= LONGEST]
 
 
 def as_stock(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -169,10 +177,12 @@ def utilisation(config, batches: list[dict], names_per_s: float, peak: float) ->
     """Share of the measured matrix-product peak: operations of all computed slots, and of real code points alone."""
     computed, useful = map(sum, zip(*(operations.of_batch(config, batch) for batch in batches)))
     seconds = sum(len(batch["input_ids"]) for batch in batches) / names_per_s
-    slots = sum(len(batch["input_ids"]) * operations.computed_slots(batch["input_ids"].shape[1]) for batch in batches)
+    computed_slots = sum(
+        rows * int(slots(length - SPECIAL)) for rows, length in (b["input_ids"].shape for b in batches)
+    )
     real = sum(batch["attention_mask"].sum().item() for batch in batches)
     return {
-        "padding_efficiency": round(real / slots, 4),
+        "padding_efficiency": round(real / computed_slots, 4),
         "mfu": round(computed / seconds / peak, 4),
         "mfu_useful": round(useful / seconds / peak, 4),
         "floor_names_per_s": round(names_per_s * seconds * peak / computed),
@@ -266,17 +276,17 @@ def main(arguments: list[str] | None = None) -> int:
     parsed.fixed_shapes |= parsed.torch_compile
     parsed.batches = parsed.batches or BATCHES[parsed.device]
     size = parsed.batch or NAMES.get((parsed.device, parsed.size), 256)
-    names = shuffled(real_names(parsed.names)).to_pylist() if parsed.names else sample_names()
-    names = [name for name in names if len(name) <= LONGEST]
+    names = load_names(parsed.names)
     torch.set_float32_matmul_precision("high")  # TF32, on both sides
     if parsed.profile:
         profile(names, parsed, size)
         return 0
-    found = {"sweep": sweep(names, parsed)} if parsed.sweep else compare(names, parsed, size)
-    for name, value in found.items() if not parsed.sweep else ():
-        print(f"{name:<24}{value if isinstance(value, str) else f'{value:,}':>28}", file=sys.stderr)
+    if not parsed.sweep:
+        tell(compare(names, parsed, size), parsed.json)
+        return 0
+    rows = sweep(names, parsed)
     if parsed.json:
-        print(json.dumps(found))
+        print(json.dumps({"sweep": rows}))
     return 0
 
 

@@ -108,8 +108,8 @@ class NameBatches(Dataset):
         # Rows of the longest names in the slots of the first window's largest batch.
         rows, batches = self.plan.window(0, 0)[1]
         shares = [share for batch in batches for share in self.plan.deal(batch, self.rank, self.ranks) if len(share)]
-        most = max(len(share) * int(slots(self.plan.lengths[rows[share[-1:]]])[0]) for share in shares)
-        return max(1, most // int(slots(np.array(longest)))), longest
+        most = max(len(share) * int(slots(self.plan.lengths[rows[share[-1]]])) for share in shares)
+        return max(1, most // int(slots(longest))), longest
 
     def divide(self, batch_size: int, micro_steps: int) -> None:
         """The same steps in more, smaller micro-steps."""
@@ -176,10 +176,10 @@ class NameBatches(Dataset):
         text *= below(length).view(np.uint8).take(lengths + 1, axis=0)
         ids = _set_ends(text.astype(np.int32), lengths)
         masked = self.collator.mask(ids, lengths, draws[:, rows], self.collator.most(widest))
-        made, begin = {}, 0
+        made, begin, ascii_only = {}, 0, self.collator.keeps_ascii
         for place in places:
             here = slice(begin, begin + bounds[place + 1] - bounds[place])
             most = self.collator.most(int(rooms[place]))
-            made[place] = as_batch(masked, lengths + 2, here, most, self.collator.keeps_ascii)
+            made[place] = as_batch(masked, lengths + 2, here, most, ascii_only)
             begin = here.stop
         return made

@@ -44,9 +44,12 @@ def _keys(seed: int, epoch: int) -> _Keys:
     return _Keys(*hashing.key(seed, epoch, _DRAWS + np.arange(len(_Keys._fields))))
 
 
-def slots(characters: np.ndarray) -> np.ndarray:
-    """Slots that the model computes for names of so many characters: [CLS], [SEP], two more, in whole molecules."""
-    return (characters.astype(np.int64) + 7) // 4 * 4
+def slots(characters):
+    """Slots that the model computes for names of so many characters: [CLS], [SEP], two more, in whole molecules.
+
+    Of a number, or of an array of any integers as int64.
+    """
+    return (np.int64(characters) + 7) // 4 * 4
 
 
 def cuts_by_slots(needed: np.ndarray, parts: int) -> np.ndarray:
