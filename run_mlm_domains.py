@@ -14,14 +14,22 @@ from domain_canine.arguments import DataArguments, DomainTrainingArguments, Mode
 from domain_canine.data import build_batches, build_collator
 from domain_canine.errors import run
 from domain_canine.pretrained import build_model, build_tokenizer
+from domain_canine.run_folder import RunFolder
 from domain_canine.sharing import push_to_hub, write_model_card
+from domain_canine.stopping import StopRequest
 from domain_canine.trainer import DomainTrainer
 
 
 def main() -> int:
     startup.silence_libraries()
     parser = Parser((ModelArguments, DataArguments, DomainTrainingArguments), description=__doc__.splitlines()[0])
-    model_arguments, data_arguments, args = parser.parse(sys.argv[1:])
+    arguments = parser.parse(sys.argv[1:])
+    with StopRequest() as stop, RunFolder(arguments[-1]) as run_folder:
+        pretrain(*arguments, stop, run_folder)
+    return 0
+
+
+def pretrain(model_arguments, data_arguments, args, stop: StopRequest, run_folder: RunFolder) -> None:
     checkpoint = startup.prepare(args, model_arguments, data_arguments)
 
     model = build_model(model_arguments)
@@ -37,8 +45,9 @@ def main() -> int:
         train_dataset=train,
         eval_dataset=validation,
         processing_class=tokenizer,
+        stop=stop,
     )
-    startup.record(args, model_arguments, data_arguments, train.content, checkpoint)
+    startup.record(run_folder, args, model_arguments, data_arguments, train.content, checkpoint)
     trainer.train(resume_from_checkpoint=checkpoint)
 
     which, metrics = trainer.save_final()
@@ -47,7 +56,6 @@ def main() -> int:
         startup.print_final(args.output_dir, which, metrics)
         if args.push_to_hub:
             print(push_to_hub(trainer), file=sys.stderr)
-    return 0
 
 
 if __name__ == "__main__":

@@ -52,6 +52,7 @@ def code_point(text: str) -> int:
 
 # Flags of the Trainer that would be ignored, or break what is promised.
 REFUSED = {
+    "save_on_each_node": "several machines share --output_dir",
     "load_best_model_at_end": "the output folder always gets the best weights",
     "save_only_model": "a checkpoint is there to resume from",
     "ignore_data_skip": "a resume jumps to its step at no cost",
@@ -209,6 +210,9 @@ class DomainTrainingArguments(TrainingArguments):
         aliases=["--resume_from"], nargs="?", const="newest",
     )  # fmt: skip
 
+    max_skipped_steps: int = flag(
+        0, "Steps that may fail, their loss or gradient not finite, before the run stops; their updates are skipped."
+    )
     allow_changed_run: bool = flag(False, "Resume although data, split, model, seed or batch differ from the run's.")
 
     def __post_init__(self):
@@ -216,7 +220,9 @@ class DomainTrainingArguments(TrainingArguments):
             self, "num_train_epochs", "per_device_train_batch_size", "per_device_eval_batch_size", "learning_rate",
             "gradient_accumulation_steps", "save_steps", "logging_steps", "save_total_limit",
         )  # fmt: skip
-        for name in ("early_stopping_patience", "weight_decay", "warmup_steps", "max_grad_norm", "seed"):
+        for name in (
+            "early_stopping_patience", "weight_decay", "warmup_steps", "max_grad_norm", "seed", "max_skipped_steps",
+        ):  # fmt: skip
             if not getattr(self, name) >= 0:
                 raise UserError(f"--{name} must not be negative, but is {getattr(self, name)}")
         if self.max_steps != -1:

@@ -32,6 +32,16 @@ class CheckpointCallback(TrainerCallback):
     on_epoch_end = on_evaluate
 
 
+class StreamEpoch(TrainerCallback):
+    """The epoch of a stream, None if its length is unknown: the Trainer counts the batches since the start alone."""
+
+    def __init__(self, steps_per_epoch: int | None):
+        self.steps_per_epoch = steps_per_epoch
+
+    def on_step_end(self, args, state, control, **kwargs):
+        state.epoch = self.steps_per_epoch and state.global_step / self.steps_per_epoch
+
+
 class EarlyStopping(EarlyStoppingCallback):
     """Stock early stopping; the best weights are kept by our own checkpoints, so its warning does not apply."""
 
@@ -102,9 +112,10 @@ class ProgressBar(TrainerCallback):
     def on_save(self, args, state, control, **kwargs):
         self._restart(state)
 
-    def on_train_end(self, args, state, control, **kwargs):
-        if self.bar is not None:
-            self.bar.close()
+    def close(self) -> None:
+        for bar in (self.evaluation, self.bar):
+            if bar is not None:
+                bar.close()
 
 
 def evaluation_line(metrics: dict, state) -> str:

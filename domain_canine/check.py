@@ -13,8 +13,8 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from .checkpoints import refuse_foreign_folder
 from .errors import UserError
+from .run_folder import refuse_foreign_folder
 
 # What the code is tested with, at least and at most; the same ranges as in pyproject.toml (a test holds them together).
 RANGES = (
@@ -29,6 +29,7 @@ RANGES = (
     "huggingface_hub>=1.3",
     "safetensors>=0.5",
     "idna>=3.7",
+    "psutil>=5.9",
     "PyYAML>=6",
     "tqdm>=4.66",
     "requests>=2.31",

@@ -2,6 +2,8 @@
 
 import os
 import sys
+from contextlib import suppress
+from signal import Signals
 
 
 class UserError(Exception):
@@ -12,20 +14,53 @@ class BadInput(UserError):
     """The input itself is at fault: to try again with it would end the same way."""
 
 
+class Stopped(Exception):
+    """A signal ended the program in good order; its exit status is 128 and the signal's number."""
+
+    def __init__(self, number: Signals, told: str):
+        super().__init__(told)
+        self.status = 128 + number
+
+
 def first_line(error: Exception) -> str:
     """What an error of a library says, without its list of causes; its kind where it says nothing."""
     text = str(error).strip()
     return text.splitlines()[0] if text else type(error).__name__
 
 
+class _Tolerant:
+    """A stream whose reader may die, with a terminal or a launcher: a run does not end for want of somebody to tell."""
+
+    def __init__(self, stream):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except OSError:
+            return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            self._stream.flush()
+
+    def __getattr__(self, name):
+        return getattr(self._stream, name)
+
+
 def run(main, after_interrupt: str = "") -> None:
     """Call a command's ``main`` and exit; of several processes on a machine the first alone speaks."""
+    sys.stderr, speaks = _Tolerant(sys.stderr), int(os.environ.get("LOCAL_RANK", 0)) == 0
     try:
         status = main()
     except UserError as error:
-        if int(os.environ.get("LOCAL_RANK", 0)) == 0:
+        if speaks:
             print(f"error: {error}", file=sys.stderr)
         status = 2
+    except Stopped as stopped:
+        if speaks:
+            print(f"\n{stopped}", file=sys.stderr)
+        status = stopped.status
     except KeyboardInterrupt:
         print(f"\ninterrupted{after_interrupt}", file=sys.stderr)
         status = 130

@@ -1,5 +1,8 @@
 """The data loader over ready batches."""
 
+import atexit
+import multiprocessing
+import signal
 from collections.abc import Iterator
 
 import torch
@@ -7,7 +10,23 @@ from torch.utils.data import DataLoader
 
 from .batches import NameBatches
 from .errors import UserError
+from .stopping import SIGNALS
 from .streams import StreamBatches
+
+
+def ignore_signals(worker: int) -> None:
+    """In a worker: what a terminal sends to all processes is for the main one, which needs the worker's batches."""
+    for each in SIGNALS:
+        signal.signal(each, signal.SIG_IGN)
+
+
+@atexit.register
+def _kill_workers():
+    # They ignore the SIGTERM by which multiprocessing would end them, and may wait for a network.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's would tell of an error
+    for process in multiprocessing.active_children():
+        if process.daemon:
+            process.kill()
 
 
 def the_one(items: list) -> dict[str, torch.Tensor]:
@@ -30,6 +49,7 @@ class BatchLoader(DataLoader):
             "generator": torch.Generator().manual_seed(args.seed),
         }
         if args.dataloader_num_workers:
+            options["worker_init_fn"] = ignore_signals
             options["prefetch_factor"] = args.dataloader_prefetch_factor
             options["persistent_workers"] = args.dataloader_persistent_workers
         if isinstance(batches, StreamBatches):

@@ -4,8 +4,8 @@ import json
 import time
 from pathlib import Path
 
-from .checkpoints import RUN_FILE
 from .errors import UserError
+from .run_folder import RUN_FILE
 
 
 def settings(model_arguments, data_arguments, args, content: str | None = None) -> dict:

@@ -5,8 +5,8 @@ from pathlib import Path
 from huggingface_hub import HfApi, ModelCard, ModelCardData
 
 from .arguments import DEFAULT_DATASET
-from .checkpoints import RUN_FILE
 from .errors import UserError, first_line
+from .run_folder import LAST_EXIT, RUN_FILE
 from .sources import SAMPLE
 from .streams import StreamBatches
 
@@ -115,7 +115,7 @@ def push_to_hub(trainer) -> str:
             repo_id=trainer.hub_model_id,
             folder_path=args.output_dir,
             commit_message="Upload the trained model",
-            ignore_patterns=["checkpoint-*", ".*", RUN_FILE],
+            ignore_patterns=["checkpoint-*", ".*", RUN_FILE, LAST_EXIT, "not_finite-*"],
             revision=args.hub_revision,
         )
     except Exception as error:  # of the Hub client, or of whichever HTTP library it uses

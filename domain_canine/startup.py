@@ -19,6 +19,7 @@ from . import checkpoints
 from .arguments import DataArguments, DomainTrainingArguments, ModelArguments
 from .errors import UserError, first_line
 from .run_file import refuse_changed_run, settings, write_run_file
+from .run_folder import RunFolder, agreed
 
 
 def silence_libraries() -> None:
@@ -37,26 +38,18 @@ def silence_libraries() -> None:
 def prepare(
     args: DomainTrainingArguments, model_arguments: ModelArguments, data_arguments: DataArguments
 ) -> str | None:
-    """Check the output folder, find the checkpoint to resume from, seed everything, get W&B ready.
+    """Find the checkpoint to resume from, seed everything, get W&B ready.
 
     Returns:
         The checkpoint's path, or None.
 
     Raises:
-        UserError: the folder is taken, there is no such checkpoint, it is of another run, or what is to be reported
-            to is not installed.
+        UserError: there is no such checkpoint, it is of another run, or what is to be reported to is not installed.
     """
     run = Path(args.output_dir)
-    checkpoints.refuse_foreign_folder(run, resuming=args.resume_from_checkpoint is not None)
-    checkpoint = checkpoints.to_resume_from(run, args.resume_from_checkpoint)
+    checkpoint = agreed(args, lambda: checkpoints.to_resume_from(run, args.resume_from_checkpoint))
     if checkpoint is not None and not args.allow_changed_run:
         refuse_changed_run(checkpoint, settings(model_arguments, data_arguments, args))
-    try:
-        if not run.exists() and args.local_process_index == 0:
-            run.mkdir(parents=True)
-            run.rmdir()  # it can be made; a mistake that is found later should leave none
-    except OSError as error:
-        raise UserError(f"--output_dir {str(run)!r} cannot be made: {error.strerror}; give another folder") from error
     if "wandb" in args.report_to:
         _prepare_wandb(args)
     try:
@@ -68,21 +61,19 @@ def prepare(
     return checkpoint
 
 
-def record(args, model_arguments, data_arguments, content: str | None, checkpoint: str | None) -> None:
+def record(run: RunFolder, args, model_arguments, data_arguments, content: str | None, checkpoint: str | None) -> None:
     """Write the run's arguments into its folder, which marks it as ours.
 
     Args:
         content: of the names, which a resumed run must have, too.
 
     Raises:
-        UserError: it has others.
+        UserError: it has others, or the folder cannot be written.
     """
     now = settings(model_arguments, data_arguments, args, content)
     if checkpoint is not None and not args.allow_changed_run:
         refuse_changed_run(checkpoint, now)
-    if args.process_index == 0:
-        Path(args.output_dir).mkdir(parents=True, exist_ok=True)
-        write_run_file(args, now)
+    run.claim(lambda: write_run_file(args, now))
 
 
 def _prepare_wandb(args) -> None:

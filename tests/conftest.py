@@ -77,3 +77,26 @@ def names_file(tmp_path) -> Path:
     path = tmp_path / "names.txt"
     path.write_text("\n".join(sample_names(200)) + "\n")
     return path
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """Two epochs of 5 steps with dropout, never stopped."""
+    from runs import make_trainer
+
+    trainer = make_trainer(tmp_path_factory.mktemp("finished"), save_steps=3)
+    trainer.train()
+    return trainer
+
+
+@pytest.fixture
+def told_losses(monkeypatch):
+    """Make evaluations report these losses, one after the other."""
+
+    from domain_canine.metrics import figures
+
+    def tell(*losses):
+        told = iter(losses)
+        monkeypatch.setattr("domain_canine.trainer.figures", lambda sums: figures(sums) | {"loss": next(told)})
+
+    return tell

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from runs import assert_equal, make_trainer, weights
 from test_streams import make_stream, write
-from test_trainer import assert_equal, make_trainer, weights
 
 from domain_canine import DataCollatorForCodePointMasking
 from domain_canine.batches import NameBatches

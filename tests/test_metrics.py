@@ -46,7 +46,7 @@ def test_evaluate_load_finds_the_metric(tmp_path):
 
 
 def test_the_mean_of_the_latest_batches():
-    from domain_canine.trainer import Meter
+    from domain_canine.meter import Meter
 
     meter = Meter(batches=2)
     assert math.isnan(meter.loss())

@@ -9,13 +9,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import equal
-from test_trainer import assert_equal, entries, make_trainer, weights
+from runs import assert_equal, entries, make_trainer, weights
 from transformers import TrainerCallback
 
 from domain_canine import DataCollatorForCodePointMasking, checkpoints
 from domain_canine.arguments import DataArguments, DomainTrainingArguments
 from domain_canine.batches import NameBatches
-from domain_canine.callbacks import evaluation_line
+from domain_canine.callbacks import StreamEpoch, evaluation_line
 from domain_canine.cleaning import hash_array, on_validation_side
 from domain_canine.data import build_batches, build_collator
 from domain_canine.errors import UserError
@@ -24,7 +24,7 @@ from domain_canine.masking import IGNORED
 from domain_canine.remote import FileStream, open_stream
 from domain_canine.sample import sample_names
 from domain_canine.streams import StreamBatches
-from domain_canine.trainer import DomainTrainer, StreamEpoch
+from domain_canine.trainer import DomainTrainer
 
 NAMES = sample_names(400)
 

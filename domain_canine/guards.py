@@ -1,0 +1,133 @@
+"""What would spoil a run: updates that are not finite, and memory that is out."""
+
+import sys
+from collections import deque
+from pathlib import Path
+
+import torch
+from torch.distributed.tensor import DTensor
+
+from .checkpoints import whole_checkpoints
+from .errors import UserError, first_line
+from .masking import IGNORED
+from .tokenization_domain_canine import SEP
+
+# With fp16 gradients overflow until the scale of the loss is found: from 2**16 down to 1 that takes 16 steps.
+FP16_IN_A_ROW = 20
+
+
+class Late:
+    """A number of the device, on its way to the host without anybody waiting; read a step later, it has arrived."""
+
+    def __init__(self, value: torch.Tensor):
+        self._cuda = value.device.type == "cuda"
+        if not self._cuda:
+            self._host = value.clone()
+            return
+        self._host = torch.empty(value.shape, dtype=value.dtype, pin_memory=True)
+        self._host.copy_(value, non_blocking=True)
+        self._arrived = torch.cuda.Event()
+        self._arrived.record()
+
+    def read(self) -> float:
+        if self._cuda:
+            self._arrived.synchronize()
+        return self._host.item()
+
+
+def poisoned(loss: torch.Tensor) -> torch.Tensor:
+    """The loss, with a gradient that is as little finite as it is: then the norm that ranks share tells of both."""
+    return loss * (1 + 0 * loss.detach())
+
+
+class FiniteSteps:
+    """Skips the update of a step whose loss or gradient is not finite, on the device, and tells of it a step late.
+
+    Args:
+        run: the folder for the names of such steps.
+        allowed: so many of them, over the run, before it stops.
+        rank: of this process; the first one speaks.
+        in_a_row: so many are nothing to speak of.
+    """
+
+    def __init__(self, run: Path, allowed: int, rank: int, in_a_row: int):
+        self.run, self.allowed, self.rank, self.in_a_row = run, allowed, rank, in_a_row
+        self.skipped = self.row = 0
+        self._batches: dict[int, list] = {}  # of the steps that are not known to be finite, on the host
+        self._pending: deque[tuple[int, float, Late]] = deque()
+
+    def begin(self, step: int, batches: list[dict]) -> None:
+        self._batches[step] = batches
+
+    def observe(self, step: int, rate: float, norm: torch.Tensor, model, optimizer: torch.optim.Optimizer) -> None:
+        """Before the update: have it skipped unless the norm of the gradients is finite.
+
+        AdamW's fused kernels take the news on the device; with another optimiser the host waits for them.
+        """
+        norm = torch.as_tensor(norm)
+        norm = (norm.full_tensor() if isinstance(norm, DTensor) else norm).detach()
+        bad = (~torch.isfinite(norm)).float()
+        self._pending.append((step, rate, Late(bad)))
+        if getattr(optimizer, "_step_supports_amp_scaling", False) and not isinstance(
+            next(model.parameters()), DTensor
+        ):
+            optimizer.found_inf = bad
+        elif bad.item():
+            model.zero_grad(set_to_none=True)  # an optimiser passes over parameters without a gradient
+
+    def settle(self, all_of_them: bool = False) -> None:
+        """Look at the steps that are done; at the latest one, too, if ``all_of_them``.
+
+        Raises:
+            UserError: more than allowed were not finite.
+        """
+        while len(self._pending) > (0 if all_of_them else 1):
+            step, rate, bad = self._pending.popleft()
+            batches = self._batches.pop(step)
+            if not bad.read():
+                self.row = 0
+                continue
+            self.row += 1
+            if self.row > self.in_a_row:
+                self.skipped += 1
+                self._tell(step, rate, batches)
+
+    def _tell(self, step, rate, batches):
+        suffix = f"-{self.rank}" if self.rank else ""
+        path = self.run / f"not_finite-{step}{suffix}.txt"
+        try:
+            path.write_text("".join(f"{name}\n" for batch in batches for name in names_of(batch)))
+            where = f"its names are in {path}"
+        except OSError as error:
+            where = f"its names could not be written to {path}: {error.strerror}"
+        what = f"step {step:,}: the loss or its gradient is not finite (learning rate {rate:.3g}); {where}"
+        if self.skipped > self.allowed:
+            whole = whole_checkpoints(self.run)
+            raise UserError(
+                f"{what}\n  Last good checkpoint: {whole[-1] if whole else 'none'}. Lower --learning_rate, look at "
+                "these names, or skip up to N such steps by --max_skipped_steps N."
+            )
+        if self.rank == 0:
+            print(f"{what}; skipped, {self.skipped} of {self.allowed} allowed", file=sys.stderr)
+
+
+def names_of(batch: dict[str, torch.Tensor]) -> list[str]:
+    """The names that a masked batch was made of."""
+    ids, at, labels = (batch[name].clone().cpu() for name in ("input_ids", "masked_positions", "labels"))
+    target = labels != IGNORED
+    ids.scatter_(1, at, torch.where(target, labels, ids.gather(1, at)))
+    names = ("".join(map(chr, row[1 : row.index(SEP)])) for row in ids.tolist())
+    return [name for name in names if name]  # empty ones stand for rows that were missing
+
+
+def out_of_memory(error: RuntimeError, args) -> UserError:
+    """What to do about memory that is out."""
+    batch, accumulated = args.per_device_train_batch_size, args.gradient_accumulation_steps
+    whole = whole_checkpoints(Path(args.output_dir))
+    then = f"; {whole[-1].name} is there to --resume_from_checkpoint" if whole else ""
+    return UserError(
+        f"the memory of {args.device} is out: {first_line(error)}\n"
+        f"  Lower --batch_size (now {batch}; with --gradient_accumulation_steps, now {accumulated}, doubled the run "
+        f"stays the same), --per_device_eval_batch_size (now {args.per_device_eval_batch_size}) or --max_length; "
+        f"--auto_find_batch_size finds the first by itself{then}"
+    )

@@ -1,0 +1,300 @@
+"""A Trainer that stops in good order, and goes on as if it had never stopped."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from signal import SIGTERM
+
+import torch
+from accelerate.utils.memory import should_reduce_batch_size
+from safetensors import SafetensorError
+from transformers import PrinterCallback, ProgressCallback, Trainer
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_callback import ExportableState, TrainerState
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
+
+from . import checkpoints
+from .callbacks import CheckpointCallback, EarlyStopping, ProgressBar, StreamEpoch
+from .errors import Stopped, first_line
+from .guards import FP16_IN_A_ROW, FiniteSteps, Late, out_of_memory
+from .loader import BatchLoader
+from .memory import fit_batch
+from .meter import Meter
+from .stopping import StopRequest
+from .streams import StreamBatches
+
+# What a checkpoint keeps beside the Trainer's own: sums of the loss, steps skipped.
+PROGRESS = "progress.json"
+CANNOT_WRITE = (OSError, RuntimeError, SafetensorError)  # of safetensors, of torch.save
+
+
+class EvaluationInterrupted(Exception):
+    """A signal came while evaluating."""
+
+
+class ResumableTrainer(Trainer):
+    """``Trainer`` over ``NameBatches`` or ``StreamBatches``.
+
+    Overridden: the loaders (batches are made in the workers and not sharded again); the writing of checkpoints (beside,
+    then renamed; no pickled arguments, which would hold the Hub's token); what a resume restores; and what happens
+    between two steps: a signal is heeded, a step that was not finite is told.
+
+    Args:
+        stop: whether somebody wants training to end.
+    """
+
+    def __init__(self, stop: StopRequest | None = None, **kwargs):
+        super().__init__(**kwargs)
+        self.meter = Meter()
+        self.stop, self.anyone_stops = stop or StopRequest(), None
+        self.finite = FiniteSteps(
+            Path(self.args.output_dir), self.args.max_skipped_steps, self.args.process_index,
+            FP16_IN_A_ROW if self.args.fp16 else 0,
+        )  # fmt: skip
+        self.evaluation_missing = False
+        # Ours is found before the first step; the Trainer's would start again in mid-run.
+        self.finds_batch, self.args.auto_find_batch_size = self.args.auto_find_batch_size, False
+        self.saved_step = None
+        self.streamed = isinstance(self.train_dataset, StreamBatches)
+        for stock in (ProgressCallback, PrinterCallback):
+            self.remove_callback(stock)
+        if self.streamed:
+            # A stream goes on where it was by itself; the Trainer would read it again from the start.
+            self.args.ignore_data_skip = True
+            self.add_callback(StreamEpoch(self.train_dataset.steps_per_epoch))
+        self.add_callback(CheckpointCallback(None if self.streamed else self.train_dataset.plan.steps))
+        self.bar = ProgressBar(self.meter, self.get_total_train_batch_size(self.args))
+        self.add_callback(self.bar)
+        if self.args.early_stopping_patience:
+            self.add_callback(EarlyStopping(self.args.early_stopping_patience))
+
+    # ---- data
+
+    def get_train_dataloader(self):
+        return BatchLoader(self.train_dataset, self.args)
+
+    def get_eval_dataloader(self, eval_dataset=None):
+        return BatchLoader(self.eval_dataset if eval_dataset is None else eval_dataset, self.args)
+
+    def _prepare_input(self, data):
+        if isinstance(data, torch.Tensor):
+            return data.to(self.args.device, non_blocking=True)
+        return super()._prepare_input(data)
+
+    # ---- steps
+
+    def begin_step(self, batches: list[dict], items: torch.Tensor) -> torch.Tensor:
+        """Told of a step's batches on the host, and how many items they hold; returns how many all processes have."""
+        self.finite.begin(self.state.global_step + 1, batches)
+        if self.args.world_size == 1:
+            return items
+        # Whether a process is to stop travels with it: all of them then know before the step's end.
+        asked = torch.tensor(float(self.stop.asked()), device=items.device)
+        items, stops = self.accelerator.reduce(torch.stack([items, asked]), "sum")
+        self.anyone_stops = Late(stops)
+        return items
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        norm = super()._get_grad_norm(model, grad_norm)
+        rate = self._get_learning_rate()
+        self.finite.observe(self.state.global_step + 1, rate, norm, model, self.optimizer.optimizer)
+        return norm
+
+    def since_log(self) -> torch.Tensor:
+        """Nats and weight (2,) since the latest log entry, of all processes."""
+        return self.accelerator.reduce(self.meter.since_log.to(self.args.device), "sum")
+
+    def _maybe_log_save_evaluate(self, *args, **kwargs):
+        """As the Trainer's; a stop that was asked for comes here, after a checkpoint and without an evaluation."""
+        control, stopping = self.control, self._stopping()
+        # What is written must not hold a step that nobody has looked at.
+        asked = control.should_save or control.should_evaluate or control.should_training_stop
+        self.finite.settle(all_of_them=stopping or asked)
+        if not stopping:
+            try:
+                return super()._maybe_log_save_evaluate(*args, **kwargs)
+            except EvaluationInterrupted:
+                pass
+        saves = self.args.save_strategy != SaveStrategy.NO
+        self.control.should_evaluate, self.control.should_save = False, saves
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+        raise self._stopped()
+
+    def _stopping(self):
+        """Whether training ends here: on every process after the same step."""
+        return self.stop.asked() if self.args.world_size == 1 else bool(self.anyone_stops.read())
+
+    def evaluation_stops(self, index: int) -> bool:
+        """Whether an evaluation is to end before this batch; the same on every process."""
+        if self.args.world_size == 1:
+            return self.stop.asked()
+        asked = torch.tensor(float(self.stop.asked()), device=self.args.device)
+        return index % 16 == 0 and bool(self.accelerator.reduce(asked, "sum").item())
+
+    def _stopped(self):
+        step = self.state.global_step
+        kept = "is written" if self.saved_step == step else "is NOT written"
+        why = self.stop.why or "stopped with another process"
+        then = "--resume_from_checkpoint goes on"
+        return Stopped(self.stop.signal or SIGTERM, f"{why} after step {step:,}: checkpoint-{step} {kept}; {then}")
+
+    # ---- resume
+
+    def train(self, resume_from_checkpoint=None, **kwargs):
+        """As ``Trainer.train``; a run that had ended, by its steps or early, stays as it is.
+
+        Raises:
+            Stopped: by a signal, after a step and its checkpoint.
+            UserError: the memory is out, or a step was not finite.
+        """
+        try:
+            if resume_from_checkpoint is not None and self._had_ended(resume_from_checkpoint):
+                return None
+            with self.stop.after_a_step():
+                return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        except RuntimeError as error:
+            if not should_reduce_batch_size(error):
+                raise
+            raise out_of_memory(error, self.args) from error
+        finally:
+            self.bar.close()
+
+    def _had_ended(self, checkpoint):
+        """Whether nothing is left to train; the state and the weights are then those of the checkpoint."""
+        state = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
+        _, steps_per_epoch, _, _, _, _, planned = self.set_initial_training_values(
+            self.args, self.get_train_dataloader()
+        )
+        stopping = state.stateful_callbacks.get(EarlyStopping.__name__, {}).get("attributes", {})
+        patience = stopping.get("early_stopping_patience_counter", 0)
+        early = self.args.early_stopping_patience and patience >= self.args.early_stopping_patience
+        if state.global_step < planned and not early:
+            return False
+        if self.is_world_process_zero():
+            why = "it stopped early" if early else f"of {planned:,}"
+            print(f"this run had ended at step {state.global_step:,} ({why}): nothing to train", file=sys.stderr)
+        self.state = state
+        self._forget_foreign_best()
+        self._load_from_checkpoint(checkpoint)
+        if self._lacks_evaluation(steps_per_epoch, planned):
+            self._determine_best_metric(self.evaluate(), trial=None)
+        return True
+
+    def _inner_training_loop(self, *args, **kwargs):
+        if self.finds_batch:
+            fit_batch(self)
+        if self.streamed and kwargs["resume_from_checkpoint"] is not None:
+            self.train_dataset.resume(Path(kwargs["resume_from_checkpoint"]))
+        return super()._inner_training_loop(*args, **kwargs)
+
+    def _init_training_state(self, max_steps, steps_per_epoch, num_train_epochs, checkpoint, trial):
+        progress = super()._init_training_state(max_steps, steps_per_epoch, num_train_epochs, checkpoint, trial)
+        # The Trainer takes the intervals from the checkpoint; what is asked for now holds.
+        self.state.compute_steps(self.args, max_steps)
+        self._forget_foreign_best()
+        if checkpoint is not None:
+            self.saved_step = self.state.global_step
+            self.evaluation_missing = self._lacks_evaluation(steps_per_epoch, max_steps)
+            told = json.loads((Path(checkpoint) / PROGRESS).read_text())
+            self.finite.skipped, self.finite.row = told["skipped"], told["row"]
+            if self.is_world_process_zero():
+                self.meter.load(told["meter"], self.args.device)
+        return progress
+
+    def _forget_foreign_best(self):
+        """A best that is not in this folder, of another run perhaps, is none of ours."""
+        best = Path(self.args.output_dir) / f"checkpoint-{self.state.best_global_step}"
+        if self.state.best_global_step and not checkpoints.is_whole(best):
+            self.state.best_metric = self.state.best_global_step = None
+
+    def _lacks_evaluation(self, steps_per_epoch, planned):
+        """Whether the checkpoint was written by a signal, before the evaluation that its step ends with."""
+        args, state, by_epoch = self.args, self.state, self.args.eval_strategy == IntervalStrategy.EPOCH
+        step, every = state.global_step, steps_per_epoch if by_epoch else state.eval_steps
+        if args.eval_strategy == IntervalStrategy.NO or args.eval_delay > (state.epoch if by_epoch else step):
+            return False
+        due = step > 0 and (step % every == 0 or step >= planned)
+        return due and not any("eval_loss" in entry and entry["step"] == step for entry in state.log_history)
+
+    def _run_epoch(self, **kwargs):
+        if self.evaluation_missing:
+            self.evaluation_missing = False
+            try:
+                self._determine_best_metric(self._evaluate(None, None), trial=None)
+            except EvaluationInterrupted:
+                raise self._stopped() from None
+            if self.control.should_training_stop:  # early
+                return
+        super()._run_epoch(**kwargs)
+
+    # ---- checkpoints
+
+    def _get_output_dir(self, trial):
+        return str(Path(self.args.output_dir) / checkpoints.WRITING)
+
+    def _save_checkpoint(self, model, trial):
+        run, name = Path(self.args.output_dir), f"checkpoint-{self.state.global_step}"
+        if self.saved_step == self.state.global_step:  # by an evaluation that falls on the end of an epoch
+            return
+        writing = run / checkpoints.WRITING
+        if self.args.should_save:
+            shutil.rmtree(writing, ignore_errors=True)  # what a killed process left
+        self.accelerator.wait_for_everyone()
+        failure = self._write_checkpoint(writing / name)
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save and failure is None:
+            try:
+                checkpoints.seal(writing / name)
+                checkpoints.move_in(writing / name, run / name)
+                checkpoints.prune(run, self.args.save_total_limit, self.state.best_global_step)
+            except OSError as error:
+                failure = error
+        failed = torch.tensor(float(failure is not None), device=self.args.device)
+        if not self.accelerator.reduce(failed, "sum").item():
+            self.saved_step = self.state.global_step
+        elif failure is not None:
+            print(
+                f"warning: {name} could not be written: {first_line(failure)}; the run goes on, older checkpoints are "
+                "kept, and the next one is tried when it is due",
+                file=sys.stderr,
+            )
+        if self.args.should_save:
+            shutil.rmtree(writing, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+
+    def _write_checkpoint(self, folder: Path) -> Exception | None:
+        """All files of a checkpoint; each part is tried, since other ranks wait in it for this one.
+
+        The Trainer's own also waits for all ranks in between, and rotates by time.
+        """
+        self.store_flos()
+        since_log = self.since_log()
+        failure = None
+        for write in (
+            lambda: self.save_model(str(folder), _internal_call=True),
+            lambda: self._save_optimizer_and_scheduler(str(folder)),
+            lambda: self._save_scaler(str(folder)),
+            lambda: self._save_rng_state(str(folder)),
+            lambda: self._save_state(folder, since_log),
+            lambda: self.train_dataset.save(folder) if self.streamed else None,
+        ):
+            try:
+                write()
+            except CANNOT_WRITE as error:
+                failure = failure or error
+        return failure
+
+    def _save_state(self, folder, since_log):
+        if self.args.should_save:
+            for callback in [*self.callback_handler.callbacks, self.control]:
+                if isinstance(callback, ExportableState):
+                    self.state.stateful_callbacks[type(callback).__name__] = callback.state()
+            self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
+            told = {"meter": self.meter.state(since_log), "skipped": self.finite.skipped, "row": self.finite.row}
+            (folder / PROGRESS).write_text(json.dumps(told))
+
+    def _save(self, output_dir=None, state_dict=None):
+        if self.args.should_save:
+            self.accelerator.unwrap_model(self.model).save_pretrained(output_dir, state_dict=state_dict)
+            self.processing_class.save_pretrained(output_dir)

@@ -1,0 +1,84 @@
+"""Signals and the death of the launcher: training ends after a step, with a checkpoint; all else ends at once."""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import psutil
+
+from .errors import Stopped
+
+# A closed terminal is SIGHUP; nohup has it ignored, and it stays so.
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+# Seconds within which a second signal is the first one again: a terminal or a scheduler tells every process, and
+# torchrun and accelerate then pass on what they got.
+ECHO = 2.0
+LAUNCHERS = {"accelerate", "accelerate-launch", "accelerate.commands.launch", "torchrun", "torch.distributed.run"}
+
+
+class StopRequest:
+    """Takes signals while it is entered; at the end the handlers are what they were."""
+
+    def __init__(self):
+        self.signal: signal.Signals | None = None
+        self.why = ""
+        self._in_training = False
+        self._since = 0.0
+        self._launcher = _launcher()
+
+    def __enter__(self) -> "StopRequest":
+        taken = [each for each in SIGNALS if signal.getsignal(each) != signal.SIG_IGN]
+        self._before = {each: signal.signal(each, self._receive) for each in taken}
+        return self
+
+    def __exit__(self, *exception) -> None:
+        for each, handler in self._before.items():
+            signal.signal(each, handler)
+
+    @contextmanager
+    def after_a_step(self) -> Iterator[None]:
+        """While entered, a signal is kept for ``asked`` instead of ending the program."""
+        self._in_training = True
+        try:
+            yield
+        finally:
+            self._in_training = False
+
+    def asked(self) -> bool:
+        """Whether training is to end."""
+        if self.signal is None and self._launcher and os.getppid() != self._launcher:
+            self.signal, self.why = signal.SIGTERM, "ended, since its launcher has died,"
+        return self.signal is not None
+
+    def _receive(self, number, frame):
+        number = signal.Signals(number)
+        if not self._in_training:
+            raise Stopped(number, f"stopped by {number.name}")
+        now = time.monotonic()
+        if self.signal is None:
+            self.signal, self.why, self._since = number, f"stopped by {number.name}", now
+            # Not print: the program may be in the middle of one.
+            _say(f"\n{number.name}: the run ends after this step, with a checkpoint; a second signal ends it at once\n")
+        elif now - self._since > (ECHO if self._launcher else 0):
+            os._exit(128 + number)
+
+
+def _launcher():
+    """The parent's process number if it is a launcher, else 0: a run that nohup has started outlives its shell."""
+    try:
+        parent = psutil.Process().parent()
+        words = {Path(word).name for word in parent.cmdline()} if parent else set()
+    except psutil.Error:
+        return 0
+    return parent.pid if words & LAUNCHERS else 0
+
+
+def _say(text):
+    if int(os.environ.get("LOCAL_RANK", 0)):
+        return
+    with suppress(OSError, ValueError):  # the terminal may be gone
+        os.write(sys.__stderr__.fileno(), text.encode())

@@ -1,0 +1,182 @@
+"""A run that was stopped and goes on is the run that never stopped."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from runs import assert_equal, entries, make_trainer, weights
+from transformers import TrainerCallback
+
+from domain_canine import checkpoints
+from domain_canine.errors import Stopped, UserError
+from domain_canine.stopping import StopRequest
+
+
+class At(TrainerCallback):
+    """Calls something at the end of a step."""
+
+    def __init__(self, step, call):
+        self.step, self.call = step, call
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            self.call()
+
+
+class WhenEvaluating(TrainerCallback):
+    def __init__(self, call):
+        self.call = call
+
+    def on_prediction_step(self, args, state, control, **kwargs):
+        self.call()
+
+
+def terminate() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def stopped(folder: Path, callback: TrainerCallback, **options) -> str:
+    """Train until the callback has sent a signal; what was told."""
+    with StopRequest() as stop:
+        trainer = make_trainer(folder, stop=stop, **options)
+        trainer.add_callback(callback)
+        with pytest.raises(Stopped) as told:
+            trainer.train()
+    assert told.value.status == 128 + signal.SIGTERM
+    return str(told.value)
+
+
+def resumed(folder: Path, **options):
+    trainer = make_trainer(folder, **options)
+    trainer.train(resume_from_checkpoint=checkpoints.to_resume_from(folder, "newest"))
+    return trainer
+
+
+def history(trainer) -> list[dict]:
+    """The log, without what the clock says and the summary of the last start alone."""
+    timed = ("runtime", "per_second", "total_flos")
+    log = [entry for entry in trainer.state.log_history if "train_runtime" not in entry]
+    return [{name: value for name, value in entry.items() if not name.endswith(timed)} for entry in log]
+
+
+def test_a_run_stopped_at_any_step_and_resumed_equals_the_one_never_stopped(tmp_path):
+    # Losses are logged every third step, so that checkpoints fall between two entries; 5 and 10 end an epoch.
+    options = {"logging_steps": 3, "save_steps": 1000, "metric_for_best_model": "accuracy"}
+    never = make_trainer(tmp_path / "never", **options)
+    never.train()
+    for step in range(1, 10):
+        told = stopped(tmp_path / str(step), At(step, terminate), **options)
+        assert f"after step {step}: checkpoint-{step} is written" in told
+        again = resumed(tmp_path / str(step), **options)
+        assert_equal(weights(again), weights(never))
+        assert history(again) == history(never)
+        assert again.meter.loss() == never.meter.loss() and len(again.meter.latest) == 20
+        assert again.state.best_metric == never.state.best_metric
+        assert again.state.best_global_step == never.state.best_global_step
+        for mine, theirs in zip(again.optimizer.state.values(), never.optimizer.state.values()):
+            assert_equal(mine, theirs)
+
+
+def test_a_crash_costs_the_steps_since_the_checkpoint_and_nothing_else(finished, tmp_path):
+    def crash():
+        raise KeyboardInterrupt
+
+    for stop_at in (3, 5, 7):
+        first = make_trainer(tmp_path / str(stop_at), save_steps=stop_at)
+        first.add_callback(At(stop_at + 1, crash))
+        with pytest.raises(KeyboardInterrupt):
+            first.train()
+        second = resumed(tmp_path / str(stop_at), save_steps=3)
+        assert second.state.global_step == 10
+        assert_equal(weights(second), weights(finished))
+        assert entries(second, "eval_loss") == entries(finished, "eval_loss")
+
+
+@pytest.mark.parametrize("strategy", ["epoch", "steps"])
+def test_an_evaluation_that_a_signal_cut_short_is_made_up_for_first(tmp_path, strategy):
+    options = {"eval_strategy": strategy, "eval_steps": 4, "save_steps": 1000}
+    ends = [5, 10] if strategy == "epoch" else [4, 8, 10]
+    never = make_trainer(tmp_path / "never", **options)
+    never.train()
+    for end in ends:
+        signals = iter([None] * 3 * ends.index(end) + [terminate] + [None] * 100)
+        told = stopped(tmp_path / str(end), WhenEvaluating(lambda signals=signals: (next(signals) or int)()), **options)
+        assert f"after step {end}: checkpoint-{end} is written" in told
+        state = json.loads((tmp_path / str(end) / f"checkpoint-{end}" / "trainer_state.json").read_text())
+        assert not any("eval_loss" in entry and entry["step"] == end for entry in state["log_history"])
+        again = resumed(tmp_path / str(end), **options)
+        assert_equal(weights(again), weights(never))
+        assert [entry for entry in history(again) if "eval_loss" in entry] == [
+            entry for entry in history(never) if "eval_loss" in entry
+        ]
+        assert again.state.best_global_step == never.state.best_global_step
+        assert again.save_final()[1]["eval_loss"] == never.save_final()[1]["eval_loss"]
+
+
+def test_an_evaluation_that_was_made_is_not_made_again(tmp_path, told_losses):
+    told_losses(1.0, 2.0, 3.0)
+    make_trainer(tmp_path, num_train_epochs=2).train()
+    again = resumed(tmp_path, num_train_epochs=3)
+    assert entries(again, "eval_loss") == [1.0, 2.0, 3.0]
+
+
+def test_the_evaluation_made_up_for_may_end_the_run(tmp_path, told_losses):
+    options = {"num_train_epochs": 8, "early_stopping_patience": 2}
+    told_losses(1.0, 1.5)
+    stopped(tmp_path, At(15, terminate), **options)
+    told_losses(1.5)
+    again = resumed(tmp_path, **options)
+    assert again.state.global_step == 15 and entries(again, "eval_loss") == [1.0, 1.5, 1.5]
+    assert again.save_final()[1]["eval_loss"] == 1.0
+
+
+def test_early_stopping_counts_evaluations_and_survives_a_resume(tmp_path, told_losses, capsys):
+    options = {"num_train_epochs": 8, "save_total_limit": None, "early_stopping_patience": 3}
+    told_losses(2.0, 1.0, 1.5, 1.5, 1.5)
+    trainer = make_trainer(tmp_path, **options)
+    trainer.train()
+    assert trainer.state.global_step == 25  # three evaluations without gain after the second epoch
+    told_losses(1.5)
+    again = make_trainer(tmp_path, **options)
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-20"))
+    assert again.state.global_step == 25
+    # What stopped early stays stopped, and says so.
+    capsys.readouterr()
+    ended = make_trainer(tmp_path, **options)
+    ended.train(resume_from_checkpoint=str(tmp_path / "checkpoint-25"))
+    assert ended.state.global_step == 25 and ended.save_final()[1]["eval_loss"] == 1.0
+    assert "this run had ended at step 25 (it stopped early): nothing to train" in capsys.readouterr().err
+
+
+def test_a_finished_run_is_not_trained_on(finished, tmp_path):
+    run = Path(finished.args.output_dir)
+    again = make_trainer(run, save_steps=3)
+    again.train(resume_from_checkpoint=str(run / "checkpoint-10"))
+    assert again.state.global_step == 10 and not (run / "checkpoint-11").exists()
+    assert_equal(weights(again), weights(finished))
+    with pytest.raises(UserError, match="would mix two runs"):
+        checkpoints.to_resume_from(run, str(run / "checkpoint-6"))
+
+
+def test_intervals_are_those_asked_for_now(tmp_path):
+    stopped(tmp_path, At(2, terminate), save_steps=1000, logging_steps=1)
+    again = resumed(tmp_path, save_steps=4, logging_steps=2, save_total_limit=None)
+    assert {path.name for path in tmp_path.glob("checkpoint-*")} == {f"checkpoint-{step}" for step in (2, 4, 5, 8, 10)}
+    assert [entry["step"] for entry in again.state.log_history if "loss" in entry] == [1, 2, 4, 6, 8, 10]
+
+
+def test_no_checkpoint_is_written_where_none_is_wanted(tmp_path):
+    told = stopped(tmp_path, At(3, terminate), save_strategy="no")
+    assert "checkpoint-3 is NOT written" in told and not list(tmp_path.glob("checkpoint-*"))
+
+
+def test_a_resume_draws_on_where_the_generators_were(tmp_path):
+    stopped(tmp_path, At(3, terminate))
+    torch.manual_seed(99)  # of another process
+    again = resumed(tmp_path)
+    never = make_trainer(tmp_path / "never")
+    never.train()
+    assert_equal(weights(again), weights(never))

@@ -1,0 +1,131 @@
+"""The run folder: held by one run, and telling how the latest one ended."""
+
+import json
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+from conftest import ROOT
+from test_run import QUICK, call_main
+
+from domain_canine import run_folder
+from domain_canine.errors import UserError
+from domain_canine.run_folder import LAST_EXIT, RUN_FILE, RunFolder
+
+HOLD = """
+import sys, time
+from types import SimpleNamespace
+from domain_canine.run_folder import RunFolder
+args = SimpleNamespace(output_dir=sys.argv[1], process_index=0, world_size=1, resume_from_checkpoint="newest")
+folder = RunFolder(args).__enter__()
+folder.claim(lambda: (folder.path / "run_arguments.json").write_text("[]"))
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+def arguments(folder, **changes):
+    told = {"output_dir": str(folder), "process_index": 0, "world_size": 1, "resume_from_checkpoint": None} | changes
+    return SimpleNamespace(**told)
+
+
+def claim(folder: RunFolder) -> None:
+    folder.claim(lambda: (folder.path / RUN_FILE).write_text("[]"))
+
+
+@pytest.fixture
+def holder(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path / "run")], stdout=subprocess.PIPE, cwd=ROOT, text=True
+    )
+    assert process.stdout.readline() == "held\n"
+    yield process
+    process.kill()
+    process.wait()
+
+
+def test_a_folder_that_a_live_run_holds_is_refused_until_that_run_is_dead(tmp_path, holder, monkeypatch):
+    monkeypatch.setattr(run_folder, "GRACE", 0.3)
+    again = arguments(tmp_path / "run", resume_from_checkpoint="newest")
+    with pytest.raises(UserError, match=rf"is held by a run that is alive \(process {holder.pid} on "):
+        RunFolder(again).__enter__()
+    holder.kill()
+    holder.wait()
+    with RunFolder(again) as folder:
+        claim(folder)
+
+
+def test_the_command_refuses_a_folder_that_is_held(tmp_path, holder, monkeypatch, names_file):
+    monkeypatch.setattr(run_folder, "GRACE", 0.3)
+    before = sorted(os.listdir(tmp_path / "run"))
+    with pytest.raises(UserError, match="is held by a run that is alive"):
+        call_main(monkeypatch, *QUICK, "--dataset", names_file, "--output_dir", tmp_path / "run", "--resume_from")
+    assert sorted(os.listdir(tmp_path / "run")) == before
+
+
+def test_of_two_runs_that_start_at_once_one_gets_the_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_folder, "GRACE", 0.1)
+    first, second = (RunFolder(arguments(tmp_path / "run")) for _ in range(2))
+    with first, second:
+        claim(first)
+        with pytest.raises(UserError, match="is held by a run"):
+            claim(second)
+        (first.path / "checkpoint-5").mkdir()
+        first.lock.release()
+        with pytest.raises(UserError, match="holds an earlier run"):
+            claim(second)
+
+
+def test_a_run_tells_how_it_ended(tmp_path, names_file, monkeypatch):
+    run = tmp_path / "run"
+    assert call_main(monkeypatch, *QUICK, "--dataset", names_file, "--output_dir", run, "--use_cpu") == 0
+    told = json.loads((run / LAST_EXIT).read_text())
+    assert told["status"] == "finished" and told["exit_code"] == 0 and told["reason"] is None
+    assert (run / told["checkpoint"]).is_dir()
+    monkeypatch.setattr("domain_canine.trainer.DomainTrainer.compute_loss", lambda *args, **options: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        call_main(monkeypatch, *QUICK, "--epochs", 2, "--dataset", names_file, "--output_dir", run, "--use_cpu",
+                  "--resume_from_checkpoint")  # fmt: skip
+    told = json.loads((run / LAST_EXIT).read_text())
+    assert (told["status"], told["exit_code"], told["reason"]) == ("failed", 1, "division by zero")
+
+
+def test_while_a_run_lasts_nothing_is_told_of_the_one_before(tmp_path):
+    with RunFolder(arguments(tmp_path / "run")) as folder:
+        claim(folder)
+    assert json.loads((tmp_path / "run" / LAST_EXIT).read_text())["status"] == "finished"
+    with RunFolder(arguments(tmp_path / "run", resume_from_checkpoint="newest")) as folder:
+        claim(folder)
+        assert not (tmp_path / "run" / LAST_EXIT).exists()
+
+
+def test_of_several_processes_the_first_failure_is_told(tmp_path):
+    with RunFolder(arguments(tmp_path / "run")) as folder:
+        claim(folder)
+        second = RunFolder(arguments(tmp_path / "run", process_index=1))
+        second.ours = True
+        second.__exit__(UserError, UserError("the memory is out"), None)
+        folder.__exit__(RuntimeError, RuntimeError("connection closed by peer"), None)
+        told = json.loads((tmp_path / "run" / LAST_EXIT).read_text())
+        assert (told["reason"], told["process"], told["exit_code"]) == ("the memory is out", 1, 2)
+
+
+def test_a_folder_that_another_machine_does_not_see_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_folder.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(run_folder, "agreed", lambda args, decide: None)  # the main process did it, elsewhere
+    with pytest.raises(UserError, match="several machines need a folder on a file system that they share"):
+        claim(RunFolder(arguments(tmp_path / "run", process_index=8, world_size=16)))
+
+
+def test_a_mistake_that_is_found_late_leaves_no_folder(tmp_path):
+    with pytest.raises(UserError), RunFolder(arguments(tmp_path / "run")):
+        raise UserError("found late")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_one_message(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be made or written: Not a directory; give another folder"):
+        RunFolder(arguments(tmp_path / "file" / "run")).__enter__()
