@@ -237,6 +237,9 @@ class DomainTrainingArguments(TrainingArguments):
         self._choose_workers()
         if self.use_wandb:
             self.report_to = ["wandb"]
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not torch.cuda.is_available():
+            # Processes that see no GPU would be a run of its own each, all in the same folder.
+            self.use_cpu = True
         try:
             super().__post_init__()
         except (ValueError, ImportError) as error:

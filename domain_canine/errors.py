@@ -62,6 +62,7 @@ def run(main, after_interrupt: str = "") -> None:
             print(f"\n{stopped}", file=sys.stderr)
         status = stopped.status
     except KeyboardInterrupt:
-        print(f"\ninterrupted{after_interrupt}", file=sys.stderr)
+        if speaks:
+            print(f"\ninterrupted{after_interrupt}", file=sys.stderr)
         status = 130
     sys.exit(status)

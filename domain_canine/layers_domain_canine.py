@@ -53,8 +53,17 @@ class DomainCanineEmbeddings(nn.Module):
         ]
         return torch.cat(shards, dim=-1)
 
-    def forward(self, embeddings, token_type_ids=None, position_ids=None):
-        """Hash embeddings (B, S, D); token types and positions (B, S), 0 and 0 .. S - 1 by default -> (B, S, D)."""
+    def forward(self, input_ids, token_type_ids=None, position_ids=None, inputs_embeds=None, ascii_only=False):
+        """Code points (B, S); token types and positions (B, S), 0 and 0 .. S - 1 by default -> (B, S, D).
+
+        All look-ups are made here: FSDP brings a module's weights together for its ``forward`` alone.
+
+        Args:
+            inputs_embeds: (B, L, D) hash embeddings that stand before the code points, then (B, S - L).
+        """
+        embeddings = self.code_points(input_ids, ascii_only)
+        if inputs_embeds is not None:
+            embeddings = torch.cat([inputs_embeds, embeddings], dim=1)
         # Slices, not look-ups: their gradient is a sum over the batch.
         if position_ids is None:
             positions = self.char_position_embeddings.weight[: embeddings.shape[1]]

@@ -98,10 +98,9 @@ class DomainCanineModel(DomainCaninePreTrainedModel):
         # A row of padding alone attends to it: a softmax over nothing is NaN.
         mask = never_empty(F.pad(attention_mask != 0, (0, slots - length)))
         if inputs_embeds is None:
-            embeddings = self.char_embeddings.code_points(F.pad(input_ids, (0, slots - length)), ascii_only)
+            ids = F.pad(input_ids, (0, slots - length))
         else:
-            padding = mask.new_zeros(mask.shape[0], slots - length, dtype=torch.long)
-            embeddings = torch.cat([inputs_embeds, self.char_embeddings.code_points(padding)], dim=1)
+            ids = mask.new_zeros(mask.shape[0], slots - length, dtype=torch.long)
         types = None if token_type_ids is None else F.pad(token_type_ids, (0, slots - length))
         positions = position_ids
         if positions is not None:
@@ -115,7 +114,7 @@ class DomainCanineModel(DomainCaninePreTrainedModel):
         if output_attentions and self.config._attn_implementation != "eager":
             raise ValueError("output_attentions needs the eager attention: model.set_attn_implementation('eager')")
         trace = {"hidden_states": (), "attentions": ()} if output_attentions or output_hidden_states else None
-        characters = self.char_embeddings(embeddings, types, positions)
+        characters = self.char_embeddings(ids, types, positions, inputs_embeds, ascii_only)
         characters = self.initial_char_encoder(characters, mask, trace)
         # Molecule k is attended to if any of the characters 4k .. 4k + 3 is real; [CLS] stands at 0, so that the last
         # one, which stock CANINE drops, never is: it only carries characters back up.

@@ -21,6 +21,7 @@ from .guards import FP16_IN_A_ROW, FiniteSteps, Late, out_of_memory
 from .loader import BatchLoader
 from .memory import fit_batch
 from .meter import Meter
+from .sharded import gathered, keep_sums_in_fp32, refuse_other_kind
 from .stopping import StopRequest
 from .streams import StreamBatches
 
@@ -46,6 +47,9 @@ class ResumableTrainer(Trainer):
 
     def __init__(self, stop: StopRequest | None = None, **kwargs):
         super().__init__(**kwargs)
+        self.model_class = type(self.model)
+        if self.is_fsdp_enabled:
+            keep_sums_in_fp32(self.accelerator)
         self.meter = Meter()
         self.stop, self.anyone_stops = stop or StopRequest(), None
         self.finite = FiniteSteps(
@@ -146,8 +150,10 @@ class ResumableTrainer(Trainer):
 
         Raises:
             Stopped: by a signal, after a step and its checkpoint.
-            UserError: the memory is out, or a step was not finite.
+            UserError: the memory is out, a step was not finite, or the checkpoint is of FSDP and this run is not.
         """
+        if resume_from_checkpoint is not None:
+            refuse_other_kind(Path(resume_from_checkpoint), self.is_fsdp_enabled)
         try:
             if resume_from_checkpoint is not None and self._had_ended(resume_from_checkpoint):
                 return None
@@ -296,5 +302,8 @@ class ResumableTrainer(Trainer):
 
     def _save(self, output_dir=None, state_dict=None):
         if self.args.should_save:
-            self.accelerator.unwrap_model(self.model).save_pretrained(output_dir, state_dict=state_dict)
+            model = self.accelerator.unwrap_model(self.model)
+            if state_dict is not None:
+                model = gathered(self.model_class, model)
+            model.save_pretrained(output_dir, state_dict=state_dict)
             self.processing_class.save_pretrained(output_dir)

@@ -91,7 +91,7 @@ def test_no_file_is_over_400_lines():
         assert len(path.read_text().splitlines()) <= 400, path
 
 
-@pytest.mark.parametrize("name", ["cpu", "single_gpu", "multi_gpu", "multi_node", "fsdp"])
+@pytest.mark.parametrize("name", ["cpu", "multi_cpu", "single_gpu", "multi_gpu", "multi_node", "fsdp"])
 def test_accelerate_configs_load_and_hold_hardware_only(name):
     from accelerate.commands.config.config_args import load_config_from_file
 

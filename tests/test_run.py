@@ -102,36 +102,6 @@ def test_a_token_is_in_no_file_and_no_message(trained):
     assert not [path for path in files if SECRET.encode() in path.read_bytes()]
 
 
-def test_two_processes_train_as_one(tmp_path):
-    """Uneven last batches included: the same losses at every step, the same figures, one checkpoint."""
-    same = [*QUICK, "--config_overrides", "num_hidden_layers=1,hidden_size=32,hidden_dropout_prob=0,attention_probs_dropout_prob=0",
-            "--dataset", "sample", "--num_samples", "421", "--learning_rate", "1e-3", "--warmup_steps", "1", "--logging_steps", "1",
-            "--use_cpu"]  # fmt: skip
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29713"]
-    two = [
-        *torchrun,
-        ROOT / "run_mlm_domains.py",
-        *same,
-        "--batch_size",
-        "16",
-        "--ddp_backend",
-        "gloo",
-        "--output_dir",
-        tmp_path / "2",
-    ]
-    one = [sys.executable, ROOT / "run_mlm_domains.py", *same, "--batch_size", "64", "--gradient_accumulation_steps", "1",
-           "--output_dir", tmp_path / "1"]  # fmt: skip
-    states = []
-    for command, name in ((two, "2"), (one, "1")):
-        done = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=ROOT)
-        assert done.returncode == 0, done.stderr
-        assert done.stderr.count("saved the best weights") == 1 and "64 names a step" in done.stderr
-        states.append(json.loads((tmp_path / name / "checkpoint-6" / "trainer_state.json").read_text())["log_history"])
-    for key in ("loss", "grad_norm", "eval_loss", "eval_accuracy", "eval_masked_characters"):
-        left, right = ([entry[key] for entry in history if key in entry] for history in states)
-        assert len(left) == len(right) >= 1 and left == pytest.approx(right, rel=1e-4), key
-
-
 def test_the_model_fills_in_a_process_of_its_own(trained):
     run, _ = trained
     done = subprocess.run(
