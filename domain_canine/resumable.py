@@ -236,9 +236,6 @@ class ResumableTrainer(Trainer):
 
     # ---- checkpoints
 
-    def _get_output_dir(self, trial):
-        return str(Path(self.args.output_dir) / checkpoints.WRITING)
-
     def _save_checkpoint(self, model, trial):
         run, name = Path(self.args.output_dir), f"checkpoint-{self.state.global_step}"
         if self.saved_step == self.state.global_step:  # by an evaluation that falls on the end of an epoch

@@ -39,6 +39,7 @@ def test_a_broken_checkpoint_is_passed_over_with_a_warning(finished, tmp_path, c
         (newest / "model.safetensors").write_bytes((newest / "model.safetensors").read_bytes()[:-100])
     else:
         (newest / damage.replace("weights", "model.safetensors")).unlink()
+    assert not checkpoints.is_whole(newest)
     assert checkpoints.to_resume_from(tmp_path, "newest") == str(tmp_path / "checkpoint-9")
     assert "checkpoint-10 is broken and is passed over" in capsys.readouterr().err
     with pytest.raises(UserError, match="is not a whole checkpoint"):
