@@ -8,8 +8,9 @@ Every flag, with its default: python run_mlm_domains.py --help
 """
 
 import sys
+from functools import partial
 
-from domain_canine import startup
+from domain_canine import reporting, startup
 from domain_canine.arguments import DataArguments, DomainTrainingArguments, ModelArguments, Parser
 from domain_canine.data import build_batches, build_collator
 from domain_canine.errors import run
@@ -52,10 +53,12 @@ def pretrain(model_arguments, data_arguments, args, stop: StopRequest, run_folde
 
     which, metrics = trainer.save_final()
     if trainer.is_world_process_zero():
-        write_model_card(trainer, metrics, model_arguments, data_arguments)
+        write_card = partial(write_model_card, trainer, metrics, model_arguments, data_arguments)
+        write_card()
         startup.print_final(args.output_dir, which, metrics)
         if args.push_to_hub:
-            print(push_to_hub(trainer), file=sys.stderr)
+            print(push_to_hub(trainer, write_card), file=sys.stderr)
+    reporting.finish()
 
 
 if __name__ == "__main__":

@@ -34,7 +34,6 @@ RANGES = (
     "tqdm>=4.66",
     "requests>=2.31",
     "urllib3>=2",
-    "httpx>=0.27",
 )
 OPTIONAL = {"wandb": "--use_wandb", "evaluate": "the metric module"}
 FREE_GB = 5  # three checkpoints and the best of the base size take 1.6 GB each

@@ -7,6 +7,10 @@ import re
 import shutil
 import sys
 from pathlib import Path
+from pickle import UnpicklingError
+
+import torch
+from transformers.trainer_pt_utils import safe_globals
 
 from .errors import UserError
 
@@ -107,6 +111,18 @@ def is_whole(checkpoint: Path) -> bool:
 def whole_checkpoints(run: Path) -> list[Path]:
     """The run's whole checkpoints, oldest step first."""
     return [entry for entry in _found(run) if is_whole(entry)]
+
+
+def pickled_code(checkpoint: Path) -> str | None:
+    """The name of a file that holds more than tensors and plain values, and is not loaded therefore."""
+    for path in sorted(checkpoint.iterdir()):
+        if path.suffix in (".pt", ".pth", ".bin"):
+            try:
+                with safe_globals():  # those of the generators' states
+                    torch.load(path, map_location="cpu", weights_only=True)
+            except UnpicklingError:
+                return path.name
+    return None
 
 
 # ---- resume and rotation

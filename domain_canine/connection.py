@@ -10,9 +10,9 @@ import time
 from collections.abc import Callable, Iterator
 from itertools import islice
 
-import httpx
 import requests
 import urllib3
+from huggingface_hub.errors import HfHubHTTPError
 
 from .errors import UserError, first_line
 
@@ -21,8 +21,10 @@ FIRST_TRIES = 3  # where no server was ever reached: more likely a mistake than 
 FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0  # seconds; doubled from try to try
 TIMEOUT = (10, 60)  # seconds to connect, and from byte to byte
 PIECE = 1 << 20  # bytes read at once: what a drop costs
+# Of the Hub's client, for connections, time-outs and answers: of httpx in its versions 1, of httpx2 since.
+ClientError = HfHubHTTPError.__bases__[0]
 # What the network layers raise: requests and our own reading, and the Hub's client.
-DROPS = (OSError, EOFError, http.client.HTTPException, urllib3.exceptions.HTTPError, httpx.HTTPError)
+DROPS = (OSError, EOFError, http.client.HTTPException, urllib3.exceptions.HTTPError, ClientError)
 _PASSING = (408, 425, 429)  # the client errors that may be over after a while
 
 

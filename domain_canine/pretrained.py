@@ -3,6 +3,7 @@
 import logging
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 
 from safetensors import SafetensorError
 from transformers import CanineConfig
@@ -86,8 +87,16 @@ def load_model(name: str, trained: bool = False) -> DomainCanineForMaskedLM:
         if told.get("model_type") != CanineConfig.model_type:
             raise UserError(f"{name!r} is no CANINE but of the type {told.get('model_type')}; try {DEFAULT_MODEL}")
         with _quiet_loading():
-            model, loaded = DomainCanineForMaskedLM.from_pretrained(name, output_loading_info=True)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            # Not what the configuration may ask for: attention can be code of the Hub.
+            model, loaded = DomainCanineForMaskedLM.from_pretrained(
+                name, output_loading_info=True, attn_implementation="sdpa"
+            )
+    except UnpicklingError as error:
+        raise UserError(
+            f"the weights of {name!r} are pickled (pytorch_model.bin) with more than tensors, which could be code of "
+            "anyone's: they are not loaded; have them saved as model.safetensors by someone you trust"
+        ) from error
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         raise UserError(
             f"cannot load the model {name!r}: {first_line(error)}\n  Check the name and the network "
             "(and HF_HUB_OFFLINE), or give a local folder. A training can start from random weights: --model_size."

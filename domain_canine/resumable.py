@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from pickle import UnpicklingError
 from signal import SIGTERM
 
 import torch
@@ -16,7 +17,7 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from . import checkpoints
 from .callbacks import CheckpointCallback, EarlyStopping, ProgressBar, StreamEpoch
-from .errors import Stopped, first_line
+from .errors import Stopped, UserError, first_line
 from .guards import FP16_IN_A_ROW, FiniteSteps, Late, out_of_memory
 from .loader import BatchLoader
 from .memory import fit_batch
@@ -150,7 +151,8 @@ class ResumableTrainer(Trainer):
 
         Raises:
             Stopped: by a signal, after a step and its checkpoint.
-            UserError: the memory is out, a step was not finite, or the checkpoint is of FSDP and this run is not.
+            UserError: the memory is out, a step was not finite, a file of the checkpoint would have run code, or it is
+                of FSDP and this run is not.
         """
         if resume_from_checkpoint is not None:
             refuse_other_kind(Path(resume_from_checkpoint), self.is_fsdp_enabled)
@@ -163,6 +165,13 @@ class ResumableTrainer(Trainer):
             if not should_reduce_batch_size(error):
                 raise
             raise out_of_memory(error, self.args) from error
+        except UnpicklingError as error:
+            name = checkpoints.pickled_code(Path(resume_from_checkpoint))
+            raise UserError(
+                f"{name} of {str(resume_from_checkpoint)!r} is pickled with more than tensors, which could be code of "
+                "anyone's: it is not loaded; go on from a checkpoint that you know, or give the weights alone to "
+                "--model_name_or_path"
+            ) from error
         finally:
             self.bar.close()
 
@@ -207,6 +216,10 @@ class ResumableTrainer(Trainer):
             if self.is_world_process_zero():
                 self.meter.load(told["meter"], self.args.device)
         return progress
+
+    def _load_scaler(self, checkpoint):
+        if self.accelerator.scaler is not None:  # a run in fp16 may go on in another precision
+            super()._load_scaler(checkpoint)
 
     def _forget_foreign_best(self):
         """A best that is not in this folder, of another run perhaps, is none of ours."""

@@ -155,8 +155,10 @@ class RunFolder:
             }
             with suppress(OSError):  # a full disk must not hide what ended the run
                 _write(self.path / LAST_EXIT, told)
-        if status != "failed" and torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()  # left to the interpreter's end, gloo's threads abort at times
+        # Left to the interpreter's end, gloo's threads abort at times. NCCL's wait for processes that have not failed.
+        distributed = torch.distributed
+        if distributed.is_initialized() and (status != "failed" or distributed.get_backend() == "gloo"):
+            distributed.destroy_process_group()
         self.lock.release()
 
 

@@ -1,14 +1,20 @@
 """The model card of a run, and the upload to the Hub."""
 
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from huggingface_hub import HfApi, ModelCard, ModelCardData
+from huggingface_hub.utils import validate_repo_id
 
+from . import hub
 from .arguments import DEFAULT_DATASET
-from .errors import UserError, first_line
+from .errors import Stopped, UserError, first_line
 from .run_folder import LAST_EXIT, RUN_FILE
 from .sources import SAMPLE
 from .streams import StreamBatches
+
+NOT_UPLOADED = ["checkpoint-*", ".*", RUN_FILE, LAST_EXIT, "not_finite-*"]
 
 _TEXT = """
 # {title}
@@ -72,6 +78,7 @@ def write_model_card(trainer, metrics: dict[str, float], model_arguments, data_a
     args = trainer.args
     base = None if model_arguments.model_size else trainer.model.name_or_path
     base = "a local checkpoint" if base and Path(base).is_dir() else base
+    repository = trainer.hub_model_id or (args.hub_model_id if args.push_to_hub else None)
     on_hub = data_arguments.dataset == DEFAULT_DATASET
     data = ModelCardData(
         library_name="transformers",
@@ -84,8 +91,8 @@ def write_model_card(trainer, metrics: dict[str, float], model_arguments, data_a
     streamed = isinstance(trainer.train_dataset, StreamBatches)
     rows = [f"| {told} | {metrics[name]:.4f} |" for name, told in _FIGURES.items() if name in metrics]
     text = _TEXT.format(
-        title=(trainer.hub_model_id or Path(args.output_dir).resolve().name).split("/")[-1],
-        model=trainer.hub_model_id or args.output_dir,
+        title=(repository or Path(args.output_dir).resolve().name).split("/")[-1],
+        model=repository or args.output_dir,
         vocab_size=trainer.model.config.vocab_size,
         origin=f"random weights ({model_arguments.model_size})" if model_arguments.model_size else base,
         data=data_arguments.dataset
@@ -103,24 +110,66 @@ def write_model_card(trainer, metrics: dict[str, float], model_arguments, data_a
     ModelCard(f"---\n{data.to_yaml()}\n---\n{text}").save(Path(args.output_dir) / "README.md")
 
 
-def push_to_hub(trainer) -> str:
-    """Upload the run folder's model (no checkpoints, no arguments); returns the address.
+def create_repository(args, create: Callable[[], None]) -> None:
+    """Have the Trainer make the repository before the first step, so that a mistake shows; or say that the Hub is away.
 
     Raises:
-        UserError: the Hub does not take it; the folder is left as it is.
+        UserError: the Hub refuses.
+    """
+    try:
+        validate_repo_id(args.hub_model_id or Path(args.output_dir).resolve().name)
+        hub.insist(create)
+    except hub.Away as error:
+        print(
+            f"--push_to_hub: the Hub is not reachable ({error}): the run starts, and the upload is tried at its end",
+            file=sys.stderr,
+        )
+    except Stopped:
+        raise
+    except Exception as error:  # of the Hub client, or of whichever HTTP library it uses
+        raise UserError(
+            f"--push_to_hub: the Hub does not take a repository from here: {first_line(error)}\n"
+            "  Log in with 'hf auth login' or HF_TOKEN, check --hub_model_id, or leave --push_to_hub out."
+        ) from error
+
+
+def push_to_hub(trainer, write_card: Callable[[], None]) -> str:
+    """Upload the run folder's model (no checkpoints, no arguments).
+
+    Args:
+        write_card: again, for a repository that is made only now.
+
+    Returns:
+        The address; or, where the Hub is away, what to do.
+
+    Raises:
+        UserError: the Hub refuses; the folder is left as it is.
     """
     args = trainer.args
-    try:
-        commit = HfApi(token=args.hub_token).upload_folder(
+
+    def upload():
+        if trainer.hub_model_id is None:
+            trainer.make_repository()
+            write_card()
+        return HfApi(token=args.hub_token).upload_folder(
             repo_id=trainer.hub_model_id,
             folder_path=args.output_dir,
             commit_message="Upload the trained model",
-            ignore_patterns=["checkpoint-*", ".*", RUN_FILE, LAST_EXIT, "not_finite-*"],
+            ignore_patterns=NOT_UPLOADED,
             revision=args.hub_revision,
         )
+
+    name = trainer.hub_model_id or args.hub_model_id or Path(args.output_dir).resolve().name
+    flags = ["--private"] * bool(args.hub_private_repo) + [f"--exclude '{each}'" for each in NOT_UPLOADED]
+    later = (
+        f"\n  The model is safe in {args.output_dir}; upload it later: "
+        f"hf upload {name} {args.output_dir} . {' '.join(flags)}"
+    )
+    try:
+        return str(hub.insist(upload))
+    except hub.Away as error:
+        return f"--push_to_hub: the Hub is not reachable ({error}){later}"
+    except Stopped:
+        raise
     except Exception as error:  # of the Hub client, or of whichever HTTP library it uses
-        raise UserError(
-            f"--push_to_hub: the upload failed: {first_line(error)}\n  The model is safe in {args.output_dir}; "
-            f"upload it later: hf upload {trainer.hub_model_id} {args.output_dir} --exclude 'checkpoint-*/*'"
-        ) from error
-    return str(commit)
+        raise UserError(f"--push_to_hub: the upload failed: {first_line(error)}{later}") from error

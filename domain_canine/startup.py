@@ -1,6 +1,5 @@
-"""Before the first step: quiet libraries, W&B without a prompt, and the table that says what will happen."""
+"""Before the first step: quiet libraries, the checkpoint, seeds, and the table that says what will happen."""
 
-import importlib.util
 import logging
 import math
 import os
@@ -9,15 +8,12 @@ import warnings
 from pathlib import Path
 
 import torch
-from requests.utils import get_netrc_auth
 from transformers import set_seed
-from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer_utils import enable_full_determinism
 from transformers.utils import logging as transformers_logging
 
-from . import checkpoints
+from . import checkpoints, reporting
 from .arguments import DataArguments, DomainTrainingArguments, ModelArguments
-from .errors import UserError, first_line
 from .run_file import refuse_changed_run, settings, write_run_file
 from .run_folder import RunFolder, agreed
 
@@ -27,7 +23,8 @@ def silence_libraries() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # trainer_utils warns of another batch a device in a resume, which may be the same run: run_file.py finds out.
     for name in (
-        "torch.distributed", "accelerate", "datasets", "huggingface_hub", "httpx", "transformers.trainer_utils",
+        "torch.distributed", "accelerate", "datasets", "huggingface_hub", "httpx", "httpx2",
+        "transformers.trainer_utils",
     ):  # fmt: skip
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)
@@ -38,7 +35,7 @@ def silence_libraries() -> None:
 def prepare(
     args: DomainTrainingArguments, model_arguments: ModelArguments, data_arguments: DataArguments
 ) -> str | None:
-    """Find the checkpoint to resume from, seed everything, get W&B ready.
+    """Find the checkpoint to resume from, seed everything, get the reporting ready.
 
     Returns:
         The checkpoint's path, or None.
@@ -50,13 +47,7 @@ def prepare(
     checkpoint = agreed(args, lambda: checkpoints.to_resume_from(run, args.resume_from_checkpoint))
     if checkpoint is not None and not args.allow_changed_run:
         refuse_changed_run(checkpoint, settings(model_arguments, data_arguments, args))
-    if "wandb" in args.report_to:
-        _prepare_wandb(args)
-    try:
-        for callback in get_reporting_integration_callbacks(args.report_to):
-            callback()
-    except (ImportError, RuntimeError, ValueError) as error:
-        raise UserError(f"--report_to {' '.join(args.report_to)}: {first_line(error)}") from error
+    reporting.prepare(args)
     enable_full_determinism(args.seed) if args.full_determinism else set_seed(args.seed)
     return checkpoint
 
@@ -74,22 +65,6 @@ def record(run: RunFolder, args, model_arguments, data_arguments, content: str |
     if checkpoint is not None and not args.allow_changed_run:
         refuse_changed_run(checkpoint, now)
     run.claim(lambda: write_run_file(args, now))
-
-
-def _prepare_wandb(args) -> None:
-    """Log to the project of ``--project``; offline, and said so, where nobody is logged in. It never asks."""
-    if importlib.util.find_spec("wandb") is None:
-        raise UserError("--use_wandb needs the package wandb: pip install wandb")
-    os.environ.setdefault("WANDB_PROJECT", args.project)
-    os.environ.setdefault("WANDB_SILENT", "true")
-    # Found out without importing wandb, which reads its mode then and asks for a key later.
-    host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
-    keys = ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")
-    login = any(map(os.environ.get, keys)) or get_netrc_auth(host) is not None
-    if "WANDB_MODE" not in os.environ and not login:
-        os.environ["WANDB_MODE"] = "offline"
-        if args.process_index == 0:
-            print("W&B: no login found, logging offline; 'wandb sync' uploads it later", file=sys.stderr)
 
 
 def print_table(args, model, model_arguments, data_rows, train, objective: str) -> None:

@@ -7,17 +7,23 @@ import torch
 from transformers.trainer_utils import EvalLoopOutput
 
 from . import checkpoints
-from .errors import UserError, first_line
 from .guards import poisoned
 from .masking import IGNORED
 from .metrics import SUMS, figures, masked_sums, perplexity, suffix_positions
+from .reporting import make_unfailing
 from .resumable import EvaluationInterrupted, ResumableTrainer
+from .run_folder import agreed
+from .sharing import create_repository
 
 
 class DomainTrainer(ResumableTrainer):
     """Masked language modelling: the loss and its log entry are total nats over total masked characters, across ranks
     and accumulation; the evaluation keeps sums, no logits; the final folder gets the best weights.
     """
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        make_unfailing(self)
 
     # ---- loss
 
@@ -94,14 +100,17 @@ class DomainTrainer(ResumableTrainer):
         self.accelerator.wait_for_everyone()
         return which, metrics
 
+    def make_repository(self) -> None:
+        """On the Hub, by the main process; ``hub_model_id`` is its name then."""
+        super().init_hf_repo()
+
     def init_hf_repo(self, token=None, private=None):
-        try:
-            super().init_hf_repo(token, private)
-        except Exception as error:  # of the Hub client, or of whichever HTTP library it uses
-            raise UserError(
-                f"--push_to_hub: the Hub does not take a repository from here: {first_line(error)}\n"
-                "  Log in with 'hf auth login' or HF_TOKEN, check --hub_model_id, or leave --push_to_hub out."
-            ) from error
+        """As the Trainer's, at the start; where the Hub is away ``hub_model_id`` stays None.
+
+        Raises:
+            UserError: the Hub refuses.
+        """
+        agreed(self.args, lambda: create_repository(self.args, self.make_repository))
 
 
 def target_weight(batch: dict[str, torch.Tensor]) -> torch.Tensor:

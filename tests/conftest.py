@@ -1,6 +1,7 @@
 """What every test shares: a small configuration, a fixed seed, a cache of its own, and no network."""
 
 import os
+import socket
 
 # Before any Hugging Face library is imported: a test that would download fails at once instead.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -100,3 +101,27 @@ def told_losses(monkeypatch):
         monkeypatch.setattr("domain_canine.trainer.figures", lambda sums: figures(sums) | {"loss": next(told)})
 
     return tell
+
+
+@pytest.fixture
+def serve():
+    """Start servers; they end with the test."""
+    from services import Server
+
+    started = []
+
+    def start(*statuses, **options):
+        started.append(Server(*statuses, **options))
+        return started[-1]
+
+    yield start
+    for server in started:
+        server.close()
+
+
+@pytest.fixture
+def closed():
+    """An address where nobody listens."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{bound.getsockname()[1]}"

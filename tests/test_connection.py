@@ -12,11 +12,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count, islice
 from pathlib import Path
 
-import httpx
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datasets import load_dataset
+from huggingface_hub import get_session
 from test_streams import NAMES, load, make_stream, passes, training_names
 
 from domain_canine import connection
@@ -207,13 +207,20 @@ def test_waits_grow_to_a_limit_and_start_anew_after_a_success(monkeypatch):
     assert slept == [1, 2, 4, 8, 16, 32, 60, 60, 60, 60, 1]
 
 
+def test_the_errors_of_the_hubs_client_are_drops():
+    """Whichever library its release makes connections with."""
+    with pytest.raises(connection.DROPS) as raised:
+        type(get_session())().get("http://127.0.0.1:1")
+    assert isinstance(raised.value, connection.ClientError)
+
+
 def test_an_iterator_may_break_behind_every_item(monkeypatch):
     monkeypatch.setattr(connection, "FIRST_WAIT", 0)
     opened, many = count(1), 2 * connection.TRIES
 
     def open_again():
         yield from range(next(opened))
-        raise httpx.ReadError("x")
+        raise connection.ClientError("x")
 
     assert list(islice(connection.patiently("here", open_again), many)) == list(range(many))
 
