@@ -12,7 +12,6 @@ import argparse
 import shutil
 import statistics
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -21,12 +20,12 @@ from pathlib import Path
 import torch
 
 from benchmarks.data_path import tell
+from benchmarks.launched import Launched
 from benchmarks.train_step import BATCHES, load_names, make_batches, name_of, on, our_side
 from domain_canine.configuration_domain_canine import DomainCanineConfig
 from domain_canine.errors import UserError, run
 from domain_canine.pretrained import SIZES
 
-ROOT = Path(__file__).resolve().parent.parent
 CORPUS = 255_000_000  # names of the published data, of which 90% are an epoch
 BEFORE = {"cpu": 3, "cuda": 100}  # steps that are not timed
 STEPS = {"cpu": 10, "cuda": 500}
@@ -66,16 +65,10 @@ def launch(names: Path, folder: Path, steps: int, parsed) -> float:
         "--batch_size", parsed.batch, "--gradient_accumulation_steps", parsed.accumulation, "--eval_strategy", "no",
         "--save_strategy", "no", "--warmup_steps", "1", *parsed.flags,
     ]  # fmt: skip
-    config = "cpu" if parsed.device == "cpu" else "single_gpu"
-    command = [
-        sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--config_file",
-        ROOT / "accelerate_configs" / f"{config}.yaml", ROOT / "run_mlm_domains.py", *arguments,
-    ]  # fmt: skip
-    start = time.perf_counter()
-    done = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True)
-    if done.returncode:
-        raise UserError(f"the run failed:\n{done.stderr[-3000:]}")
-    return time.perf_counter() - start
+    folder.mkdir(exist_ok=True)
+    with Launched(arguments, folder / "said.txt", "cpu" if parsed.device == "cpu" else "single_gpu") as launched:
+        launched.wait()
+        return launched.seconds()
 
 
 def bare(names: list[str], parsed) -> float:

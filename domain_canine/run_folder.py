@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import time
 from collections.abc import Callable
@@ -12,13 +13,17 @@ import torch
 from accelerate.utils import broadcast_object_list
 from filelock import FileLock, Timeout
 
-from .checkpoints import WRITING, whole_checkpoints
+from .checkpoints import whole_checkpoints
 from .errors import Stopped, UserError, first_line
 
 # Written at the start of a run, with its arguments; tells our folders from other people's.
 RUN_FILE = "run_arguments.json"
 LAST_EXIT = "last_exit.json"
 LOCK, HOLDER = ".lock", ".lock.json"
+# What a run leaves that ended before its first checkpoint; files half written by one that was killed, too.
+_NOTHING = re.compile(
+    r"run_arguments\.(json|part)|\.writing|\.lock|\.{0,2}(lock|last_exit)\.json(\.\d+)?|not_finite-\d+(-\d+)?\.txt"
+)
 # Seconds that a lock may be held after its run was killed: loader workers have it, too, and notice within 5.
 GRACE = 12
 
@@ -32,7 +37,7 @@ def refuse_foreign_folder(run: Path, resuming: bool) -> None:
     if run.exists() and not run.is_dir():
         raise UserError(f"--output_dir {str(run)!r} is a file; give a folder")
     names = {entry.name for entry in run.iterdir()} if run.is_dir() else set()
-    if not names or names <= {RUN_FILE, WRITING, LAST_EXIT, LOCK, HOLDER} or (resuming and RUN_FILE in names):
+    if all(_NOTHING.fullmatch(name) for name in names) or (resuming and RUN_FILE in names):
         return
     if RUN_FILE in names:
         raise UserError(

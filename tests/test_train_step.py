@@ -140,7 +140,7 @@ def test_end_to_end_runs_the_launch_command(capsys, monkeypatch):
     assert end_to_end.main([*arguments, "--json", "--learning_rate", "1e-3"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["names_per_s"] > 0 and found["step_names_per_s"] > 0 and found["epoch_hours"] > 0
-    with pytest.raises(UserError, match="the run failed:(?s:.*)unknown flag --lerning_rate"):
+    with pytest.raises(UserError, match="the run failed with status 1:(?s:.*)unknown flag --lerning_rate"):
         end_to_end.main([*arguments, "--lerning_rate", "1"])
     with pytest.raises(UserError, match="--slots_per_batch is not for this benchmark"):
         end_to_end.main([*arguments, "--slots_per_batch=500"])
