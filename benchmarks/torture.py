@@ -11,6 +11,7 @@ Exit status 1 if anything differs or is lost.
 
 import argparse
 import json
+import os
 import random
 import shutil
 import sys
@@ -49,7 +50,7 @@ class Life(Launched):
 
     def __init__(self, folder: Path, flags: list, device: str):
         self.run, self.began = folder / "run", time.time()
-        self.found = {path.name for path in self.run.glob("checkpoint-*")}
+        self.found = {path.name for path in named(self.run)}
         self.seen, self.written = set(), set()
         flags = [*flags, "--output_dir", self.run]
         self.resumes = bool(whole_checkpoints(self.run))
@@ -62,20 +63,13 @@ class Life(Launched):
 
     def look(self) -> None:
         """Which checkpoints have a name, and which were begun in this life: beside, or in their place."""
-        with_name = {path.name for path in self.run.glob("checkpoint-*")}
+        with_name = {path.name for path in named(self.run)}
         self.seen |= with_name
         self.written |= {entry for entry in self.half_written() if "." not in entry} | (with_name - self.found)
 
     def half_written(self) -> set[str]:
         """What lies in the folder for writing and is of this life: a killed one's is left there until the next save."""
-        found = set()
-        for path in (self.run / WRITING).glob("checkpoint-*"):
-            try:
-                if path.stat().st_ctime > self.began:
-                    found.add(path.name)
-            except FileNotFoundError:
-                continue
-        return found
+        return {path.name for path in named(self.run / WRITING) if changed(path) > self.began}
 
     def until(self, come, limit: float = LIMIT_S) -> bool:
         """Wait for something; whether it came before the end."""
@@ -106,6 +100,21 @@ class Life(Launched):
         return "evaluation" if said.count(EVALUATES) > said.count(EVALUATED) else "steps"
 
 
+def named(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, which may go at any moment."""
+    try:
+        return [folder / name for name in os.listdir(folder) if name.startswith("checkpoint-")]
+    except FileNotFoundError:
+        return []
+
+
+def changed(path: Path) -> float:
+    try:
+        return path.stat().st_ctime
+    except FileNotFoundError:
+        return 0.0
+
+
 def live(life: Life, aim: str, pace: dict[str, float], chance: random.Random) -> bool:
     """Kill at a random moment of the kind that is aimed at; False if the run had ended."""
     if aim == "start":
@@ -132,7 +141,7 @@ def live(life: Life, aim: str, pace: dict[str, float], chance: random.Random) ->
 
 def losses(folder: Path, seen: set[str]) -> tuple[list[str], list[str]]:
     """Checkpoints that had a name and are gone, other than by rotation; and those that have one and are not whole."""
-    broken = [path.name for path in folder.glob("checkpoint-*") if damage(path, digests=True)]
+    broken = [path.name for path in named(folder) if damage(path, digests=True)]
     whole = [path for path in whole_checkpoints(folder) if path.name not in broken]
     best = state_of(whole[-1])["best_global_step"] if whole else None
     steps = [step_of(path) for path in whole]

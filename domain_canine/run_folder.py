@@ -20,10 +20,8 @@ from .errors import Stopped, UserError, first_line
 RUN_FILE = "run_arguments.json"
 LAST_EXIT = "last_exit.json"
 LOCK, HOLDER = ".lock", ".lock.json"
-# What a run leaves that ended before its first checkpoint; files half written by one that was killed, too.
-_NOTHING = re.compile(
-    r"run_arguments\.(json|part)|\.writing|\.lock|\.{0,2}(lock|last_exit)\.json(\.\d+)?|not_finite-\d+(-\d+)?\.txt"
-)
+# What a run leaves that was killed at its very start.
+_NOTHING = re.compile(r"run_arguments\.part|\.writing|\.lock|\.{1,2}lock\.json(\.\d+)?")
 # Seconds that a lock may be held after its run was killed: loader workers have it, too, and notice within 5.
 GRACE = 12
 
@@ -37,9 +35,11 @@ def refuse_foreign_folder(run: Path, resuming: bool) -> None:
     if run.exists() and not run.is_dir():
         raise UserError(f"--output_dir {str(run)!r} is a file; give a folder")
     names = {entry.name for entry in run.iterdir()} if run.is_dir() else set()
-    if all(_NOTHING.fullmatch(name) for name in names) or (resuming and RUN_FILE in names):
+    ours = RUN_FILE in names
+    made = any(name.startswith("checkpoint-") or name == "model.safetensors" for name in names)
+    if all(_NOTHING.fullmatch(name) for name in names) or (ours and (resuming or not made)):
         return
-    if RUN_FILE in names:
+    if ours:
         raise UserError(
             f"--output_dir {str(run)!r} holds an earlier run; add --resume_from_checkpoint to go on with it, "
             "or give another folder"

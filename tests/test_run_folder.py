@@ -134,16 +134,19 @@ def test_a_folder_that_cannot_be_written_is_one_message(tmp_path):
 def test_a_run_killed_at_its_very_start_can_be_started_again(tmp_path):
     """Whatever lies there before the first checkpoint, half-written files too, is nothing that could be lost."""
     left = (".lock", "..lock.json.4711", ".lock.json", "run_arguments.part", "run_arguments.json", "..last_exit.json.4711",
-            "last_exit.json", "not_finite-3.txt", "not_finite-3-1.txt", ".writing")  # fmt: skip
+            "last_exit.json", "not_finite-3.txt", "runs", ".writing")  # fmt: skip
     for count in range(len(left) + 1):
         folder = tmp_path / str(count)
         folder.mkdir()
         for name in left[:count]:
             (folder / name).touch()
         refuse_foreign_folder(folder, resuming=False)
-    for name in ("checkpoint-5", "model.safetensors", "lock.json.md", "notes.txt", ".model.safetensors"):
+    for name in ("checkpoint-5", "model.safetensors"):
         (folder / name).touch()
         with pytest.raises(UserError, match="holds an earlier run"):
             refuse_foreign_folder(folder, resuming=False)
         (folder / name).unlink()
     refuse_foreign_folder(folder, resuming=False)
+    (folder / "run_arguments.json").unlink()
+    with pytest.raises(UserError, match="not a run of this program"):
+        refuse_foreign_folder(folder, resuming=True)

@@ -14,7 +14,7 @@ def test_five_kills_lose_nothing_and_change_nothing(capsys):
     assert torture.main(["--kills", "5", "--seed", "1", "--json"]) == 0
     told = capsys.readouterr()
     found = json.loads(told.out)
-    assert found["kills"] == 5 and found["resumes"] >= 3, told.err
+    assert found["kills"] == 5 and found["resumes"] >= 2, told.err
     assert found["kills_while_writing"] >= 1, told.err
     assert found["tensors"] > 300 and found["values"] > 250 and found["steps"] == 300
     for name in ("different_tensors", "different_values", "lost_checkpoints", "half_written_checkpoints"):
@@ -58,3 +58,9 @@ def test_one_bit_is_a_difference():
     assert torture.differences({"a": one}, {"a": other}) == ["a"]
     assert torture.differences({"a": torch.tensor(float("nan"))}, {"a": torch.tensor(float("nan"))}) == []
     assert torture.differences({"a": 1.0}, {"a": 1.0, "b": None, "c": 2}) == ["c"]
+
+
+def test_a_folder_that_goes_while_it_is_looked_at_is_empty(tmp_path):
+    (tmp_path / "checkpoint-7").mkdir()
+    assert torture.named(tmp_path) == [tmp_path / "checkpoint-7"] and torture.changed(tmp_path / "checkpoint-7") > 0
+    assert torture.named(tmp_path / "gone") == [] and torture.changed(tmp_path / "gone") == 0
