@@ -1,6 +1,7 @@
 """What every test shares: a small configuration, a fixed seed, a cache of its own, and no network."""
 
 import os
+import signal
 import socket
 
 # Before any Hugging Face library is imported: a test that would download fails at once instead.
@@ -47,6 +48,23 @@ def pytest_collection_modifyitems(config, items):
             item.add_marker(pytest.mark.skip(reason="takes minutes; run with -m slow"))
         if "gpu" in item.keywords and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs CUDA"))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _signals_as_usual():
+    """A shell that starts the tests in the background, or by nohup, has these ignored, and so would every process here."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGHUP)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting_for_the_disk(monkeypatch):
+    """The runs of one test may write a hundred checkpoints, and a busy disk takes a second to flush one."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
 @pytest.fixture(autouse=True)
