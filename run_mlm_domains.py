@@ -7,8 +7,11 @@
 Every flag, with its default: python run_mlm_domains.py --help
 """
 
+import os
 import sys
 from functools import partial
+
+PARENT = os.getppid()  # before all that takes seconds: a launcher may die meanwhile
 
 from domain_canine import reporting, startup
 from domain_canine.arguments import DataArguments, DomainTrainingArguments, ModelArguments, Parser
@@ -25,7 +28,7 @@ def main() -> int:
     startup.silence_libraries()
     parser = Parser((ModelArguments, DataArguments, DomainTrainingArguments), description=__doc__.splitlines()[0])
     arguments = parser.parse(sys.argv[1:])
-    with StopRequest() as stop, RunFolder(arguments[-1]) as run_folder:
+    with StopRequest(PARENT) as stop, RunFolder(arguments[-1]) as run_folder:
         pretrain(*arguments, stop, run_folder)
     return 0
 
@@ -37,7 +40,7 @@ def pretrain(model_arguments, data_arguments, args, stop: StopRequest, run_folde
     tokenizer = build_tokenizer(model, data_arguments.max_length)
     collator = build_collator(data_arguments, args, model.config)
     train, validation, data_rows = build_batches(data_arguments, args, collator)
-    startup.print_table(args, model, model_arguments, data_rows, train, data_arguments.objective)
+    startup.print_table(args, model, model_arguments, data_rows, train, data_arguments.objective, checkpoint)
 
     trainer = DomainTrainer(
         model=model,
@@ -55,7 +58,7 @@ def pretrain(model_arguments, data_arguments, args, stop: StopRequest, run_folde
     if trainer.is_world_process_zero():
         write_card = partial(write_model_card, trainer, metrics, model_arguments, data_arguments)
         write_card()
-        startup.print_final(args.output_dir, which, metrics)
+        startup.print_final(args.output_dir, which, metrics, model.config.vocab_size)
         if args.push_to_hub:
             print(push_to_hub(trainer, write_card), file=sys.stderr)
     reporting.finish()

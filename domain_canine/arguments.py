@@ -60,6 +60,7 @@ REFUSED = {
     "label_smoothing_factor": "the loss is the exact one",
     "fp16_full_eval": "evaluation runs in the precision of the training",
     "bf16_full_eval": "evaluation runs in the precision of the training",
+    "eval_on_start": "a resume would make that evaluation again",
 }
 
 

@@ -7,7 +7,7 @@ from tqdm import tqdm
 from transformers import EarlyStoppingCallback, TrainerCallback
 from transformers.trainer_utils import SaveStrategy
 
-from .metrics import perplexity
+from .metrics import perplexity, told_perplexity
 
 
 class CheckpointCallback(TrainerCallback):
@@ -52,7 +52,9 @@ class EarlyStopping(EarlyStoppingCallback):
         super().on_evaluate(args, state, control, metrics, **kwargs)
         # The run's last step asks to stop, too.
         if self.early_stopping_patience_counter >= self.early_stopping_patience and state.is_world_process_zero:
-            print(f"stopping early: {self.early_stopping_patience} evaluations without a better loss", file=sys.stderr)
+            metric = args.metric_for_best_model.replace("_", " ")
+            told = f"stopping early: {self.early_stopping_patience} evaluations without a better {metric}"
+            print(told, file=sys.stderr)
 
 
 class ProgressBar(TrainerCallback):
@@ -87,8 +89,9 @@ class ProgressBar(TrainerCallback):
         if elapsed >= self.interval or state.global_step >= state.max_steps:
             loss = self.meter.loss()  # the only place of a step that waits for the device
             rate = (state.global_step - self.last_step) * self.names_per_step / max(elapsed, 1e-9)
-            told = f"loss {loss:.3f}, perplexity {perplexity(loss):.2f}, lr {lr_scheduler.get_last_lr()[0]:.2e}, "
-            self.bar.set_postfix_str(told + f"{rate:,.0f} names/s", refresh=False)
+            told = f"loss {loss:.3f}, perplexity {told_perplexity(perplexity(loss))}, "
+            told += f"lr {lr_scheduler.get_last_lr()[0]:.2e}, {rate:,.0f} names/s"
+            self.bar.set_postfix_str(told, refresh=False)
             self.bar.n = state.global_step
             self.bar.refresh()
             self._restart(state)
@@ -121,9 +124,9 @@ class ProgressBar(TrainerCallback):
 def evaluation_line(metrics: dict, state) -> str:
     """The figures of one evaluation in a line."""
     epoch = "" if state.epoch is None else f"epoch {state.epoch:.2f}, "
+    whole, name, suffix = (told_perplexity(metrics[f"eval_perplexity{part}"]) for part in ("", "_name", "_suffix"))
     return (
-        f"{epoch}step {state.global_step:,}: validation loss {metrics['eval_loss']:.4f}, perplexity "
-        f"{metrics['eval_perplexity']:.3f} (name {metrics['eval_perplexity_name']:.3f}, suffix "
-        f"{metrics['eval_perplexity_suffix']:.3f}), {metrics['eval_bits_per_character']:.3f} bits per character, "
+        f"{epoch}step {state.global_step:,}: validation loss {metrics['eval_loss']:.4f}, perplexity {whole} "
+        f"(name {name}, suffix {suffix}), {metrics['eval_bits_per_character']:.3f} bits per character, "
         f"accuracy {metrics['eval_accuracy']:.1%}, top 5 {metrics['eval_accuracy_top5']:.1%}"
     )

@@ -100,6 +100,8 @@ def damage(checkpoint: Path, digests: bool = False) -> str | None:
         return f"{MANIFEST} is missing"
     except (OSError, ValueError) as error:
         return f"it cannot be read: {error}"
+    except (AttributeError, KeyError, TypeError):
+        return f"{MANIFEST} is none"
     return None
 
 
@@ -128,10 +130,14 @@ def pickled_code(checkpoint: Path) -> str | None:
 # ---- resume and rotation
 
 
-def to_resume_from(run: Path, wanted: str | None) -> str | None:
+def to_resume_from(run: Path, wanted: str | None, begun: bool = False) -> str | None:
     """The checkpoint that ``--resume_from_checkpoint`` means; ``newest`` finds it in the run folder.
 
-    Every byte of it is checked; of a broken one a warning tells, and the one before is taken.
+    Every byte of it is checked. Of a broken one a warning tells, the one before is taken, and it loses its name: it
+    would count as the newest otherwise, and the ones to come be cleared away.
+
+    Args:
+        begun: the folder is of a run, which may have ended before its first checkpoint.
 
     Raises:
         UserError: there is none, or the one named is not whole, or the run has gone on from it already.
@@ -139,25 +145,54 @@ def to_resume_from(run: Path, wanted: str | None) -> str | None:
     if wanted is None:
         return None
     if wanted == "newest":
-        for entry in reversed(_found(run)):
+        found = _found(run)
+        broken = []
+        for entry in reversed(found):
             if (lacks := damage(entry, digests=True)) is None:
+                _set_aside(broken)
                 return str(entry)
             print(f"warning: {entry} is broken and is passed over: {lacks}", file=sys.stderr)
+            broken.append(entry)
+        if begun and not found:
+            print(f"{run} has no checkpoint yet: the run starts afresh", file=sys.stderr)
+            return None
+        then = "give another --output_dir" if found else "leave the flag out"
         raise UserError(
-            f"--resume_from_checkpoint: there is no checkpoint in {str(run)!r}; leave the flag out to start afresh"
+            f"--resume_from_checkpoint: there is no {'whole ' * bool(found)}checkpoint in {str(run)!r}; {then} to "
+            "start afresh"
         )
     if lacks := damage(Path(wanted), digests=True):
         what = f"is not a whole checkpoint: {lacks}" if Path(wanted).is_dir() else "is no folder"
         raise UserError(
             f"--resume_from_checkpoint {wanted!r} {what}\n  Give a run's checkpoint-N folder, or no path for the newest"
         )
-    checkpoints = whole_checkpoints(run)
+    checkpoints = [entry for entry in whole_checkpoints(run) if damage(entry, digests=True) is None]
     if checkpoints and checkpoints[-1].resolve() != Path(wanted).resolve():
         raise UserError(
             f"{str(run)!r} holds {checkpoints[-1].name}, which is not {wanted!r}: going on would mix two runs"
             "; give another --output_dir, or delete the checkpoints that are to be forgotten"
         )
+    if checkpoints:
+        _set_aside([entry for entry in _found(run) if step_of(entry) > step_of(checkpoints[-1])])
     return wanted
+
+
+def _set_aside(broken):
+    for entry in broken:
+        aside = entry.with_name(f"{entry.name}.broken")
+        shutil.rmtree(aside, ignore_errors=True)
+        os.replace(entry, aside)
+
+
+def best_evaluation(run: Path, history: list[dict], metric: str, greater: bool) -> tuple[float | None, int | None]:
+    """Value and step of the best one in the Trainer's log of which there is a checkpoint; of equal ones the first."""
+    best, step = None, None
+    for entry in history:
+        if metric in entry and is_whole(run / f"checkpoint-{entry['step']}"):
+            value = entry[metric]
+            if best is None or (value > best if greater else value < best):
+                best, step = value, entry["step"]
+    return best, step
 
 
 def prune(run: Path, keep: int | None, best_step: int | None) -> None:
@@ -175,5 +210,9 @@ def copy_model(checkpoint: Path, run: Path) -> None:
     for entry in checkpoint.iterdir():
         if entry.is_file() and not STATE.fullmatch(entry.name):
             # Not the mode: safetensors writes files that only their owner can read. Whole or absent, as everywhere.
-            shutil.copyfile(entry, run / f".{entry.name}")
-            os.replace(run / f".{entry.name}", run / entry.name)
+            beside = run / f".{entry.name}"
+            try:
+                shutil.copyfile(entry, beside)
+                os.replace(beside, run / entry.name)
+            finally:
+                beside.unlink(missing_ok=True)

@@ -14,15 +14,18 @@ class BadInput(UserError):
     """The input itself is at fault: to try again with it would end the same way."""
 
 
-class Stopped(Exception):
-    """A signal ended the program in good order; its exit status is 128 and the signal's number."""
+class Stopped(BaseException):
+    """A signal ended the program in good order; its exit status is 128 and the signal's number.
+
+    As KeyboardInterrupt it is no ``Exception``: whoever catches all errors of a library must not catch it.
+    """
 
     def __init__(self, number: Signals, told: str):
         super().__init__(told)
         self.status = 128 + number
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """What an error of a library says, without its list of causes; its kind where it says nothing."""
     text = str(error).strip()
     return text.splitlines()[0] if text else type(error).__name__

@@ -83,3 +83,8 @@ def figures(sums: torch.Tensor) -> dict[str, float]:
 
 def perplexity(nats: float) -> float:
     return math.exp(nats) if nats < 700 else float("inf")
+
+
+def told_perplexity(value: float) -> str:
+    """With three decimals; that of a run that has diverged in few digits, too."""
+    return f"{value:.3f}" if value < 1e6 else f"{value:.3g}"

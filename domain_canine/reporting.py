@@ -57,7 +57,7 @@ def _prepare_wandb(args):
     else:
         return
     os.environ["WANDB_MODE"] = "offline"
-    print(f"W&B: {lacks}, logging offline; 'wandb sync' uploads it later", file=sys.stderr)
+    print(f"W&B: {lacks}, logging offline", file=sys.stderr)
 
 
 def _wandb_host():
@@ -118,6 +118,8 @@ def finish() -> None:
     if wandb is None or wandb.run is None:
         return
     folder = Path(wandb.run.dir).parent
+    if wandb.run.offline:
+        print(f"W&B: logged offline; 'wandb sync {folder}' uploads it", file=sys.stderr)
     try:
         wandb.finish()
     except Exception as error:  # a time-out, or anything else of its service

@@ -22,6 +22,7 @@ from .guards import FP16_IN_A_ROW, FiniteSteps, Late, out_of_memory
 from .loader import BatchLoader
 from .memory import fit_batch
 from .meter import Meter
+from .rates import AskedRates
 from .sharded import gathered, keep_sums_in_fp32, refuse_other_kind
 from .stopping import StopRequest
 from .streams import StreamBatches
@@ -134,8 +135,7 @@ class ResumableTrainer(Trainer):
         """Whether an evaluation is to end before this batch; the same on every process."""
         if self.args.world_size == 1:
             return self.stop.asked()
-        asked = torch.tensor(float(self.stop.asked()), device=self.args.device)
-        return index % 16 == 0 and bool(self.accelerator.reduce(asked, "sum").item())
+        return index % 16 == 0 and self._any(self.stop.asked())
 
     def _stopped(self):
         step = self.state.global_step
@@ -190,7 +190,7 @@ class ResumableTrainer(Trainer):
             why = "it stopped early" if early else f"of {planned:,}"
             print(f"this run had ended at step {state.global_step:,} ({why}): nothing to train", file=sys.stderr)
         self.state = state
-        self._forget_foreign_best()
+        self._find_best()
         self._load_from_checkpoint(checkpoint)
         if self._lacks_evaluation(steps_per_epoch, planned):
             self._determine_best_metric(self.evaluate(), trial=None)
@@ -207,8 +207,11 @@ class ResumableTrainer(Trainer):
         progress = super()._init_training_state(max_steps, steps_per_epoch, num_train_epochs, checkpoint, trial)
         # The Trainer takes the intervals from the checkpoint; what is asked for now holds.
         self.state.compute_steps(self.args, max_steps)
-        self._forget_foreign_best()
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, EarlyStopping):
+                callback.early_stopping_patience = self.args.early_stopping_patience
         if checkpoint is not None:
+            self._find_best()
             self.saved_step = self.state.global_step
             self.evaluation_missing = self._lacks_evaluation(steps_per_epoch, max_steps)
             told = json.loads((Path(checkpoint) / PROGRESS).read_text())
@@ -221,11 +224,18 @@ class ResumableTrainer(Trainer):
         if self.accelerator.scaler is not None:  # a run in fp16 may go on in another precision
             super()._load_scaler(checkpoint)
 
-    def _forget_foreign_best(self):
-        """A best that is not in this folder, of another run perhaps, is none of ours."""
-        best = Path(self.args.output_dir) / f"checkpoint-{self.state.best_global_step}"
-        if self.state.best_global_step and not checkpoints.is_whole(best):
-            self.state.best_metric = self.state.best_global_step = None
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        asked = AskedRates(self.optimizer)
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            asked.restore(self.optimizer, self.lr_scheduler)
+
+    def _find_best(self):
+        """By the figure that is asked for now, among the checkpoints that are in this folder."""
+        metric = f"eval_{self.args.metric_for_best_model}"
+        self.state.best_metric, self.state.best_global_step = checkpoints.best_evaluation(
+            Path(self.args.output_dir), self.state.log_history, metric, self.args.greater_is_better
+        )
 
     def _lacks_evaluation(self, steps_per_epoch, planned):
         """Whether the checkpoint was written by a signal, before the evaluation that its step ends with."""
@@ -258,18 +268,20 @@ class ResumableTrainer(Trainer):
             shutil.rmtree(writing, ignore_errors=True)  # what a killed process left
         self.accelerator.wait_for_everyone()
         failure = self._write_checkpoint(writing / name)
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save and failure is None:
+        failed = self._any(failure is not None)
+        if self.args.should_save and not failed:
             try:
                 checkpoints.seal(writing / name)
                 checkpoints.move_in(writing / name, run / name)
                 checkpoints.prune(run, self.args.save_total_limit, self.state.best_global_step)
             except OSError as error:
                 failure = error
-        failed = torch.tensor(float(failure is not None), device=self.args.device)
-        if not self.accelerator.reduce(failed, "sum").item():
+        failed = failed or self._any(failure is not None)
+        if not failed:
             self.saved_step = self.state.global_step
-        elif failure is not None:
+        elif self.state.best_global_step == self.state.global_step:
+            self._find_best()  # the one before is still there
+        if failure is not None:
             print(
                 f"warning: {name} could not be written: {first_line(failure)}; the run goes on, older checkpoints are "
                 "kept, and the next one is tried when it is due",
@@ -278,6 +290,10 @@ class ResumableTrainer(Trainer):
         if self.args.should_save:
             shutil.rmtree(writing, ignore_errors=True)
         self.accelerator.wait_for_everyone()
+
+    def _any(self, flag: bool) -> bool:
+        """Whether it is so on any process."""
+        return bool(self.accelerator.reduce(torch.tensor(float(flag), device=self.args.device), "sum").item())
 
     def _write_checkpoint(self, folder: Path) -> Exception | None:
         """All files of a checkpoint; each part is tried, since other ranks wait in it for this one.
@@ -303,9 +319,10 @@ class ResumableTrainer(Trainer):
 
     def _save_state(self, folder, since_log):
         if self.args.should_save:
-            for callback in [*self.callback_handler.callbacks, self.control]:
-                if isinstance(callback, ExportableState):
-                    self.state.stateful_callbacks[type(callback).__name__] = callback.state()
+            kept = [*self.callback_handler.callbacks, self.control]
+            self.state.stateful_callbacks = {
+                type(each).__name__: each.state() for each in kept if isinstance(each, ExportableState)
+            }
             self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
             told = {"meter": self.meter.state(since_log), "skipped": self.finite.skipped, "row": self.finite.row}
             (folder / PROGRESS).write_text(json.dumps(told))

@@ -1,10 +1,11 @@
 """The arguments of a run, on disk in its folder: they mark the folder as ours, and tell a resume of another run."""
 
 import json
+import os
 import time
 from pathlib import Path
 
-from .errors import UserError
+from .errors import UserError, first_line
 from .run_folder import RUN_FILE
 
 
@@ -17,7 +18,7 @@ def settings(model_arguments, data_arguments, args, content: str | None = None) 
     shares, data = args.gradient_accumulation_steps * args.world_size, dict(vars(data_arguments))
     slots = data.pop("slots_per_batch")
     names = None if slots else args.per_device_train_batch_size * shares
-    step = {"names a step": names, "slots a step": slots and slots * shares}
+    step = {"optim": args.optim.value, "names a step": names, "slots a step": slots and slots * shares}
     known = {"content of the names": content} if content else {}
     return vars(model_arguments) | data | {"seed": args.seed, "data_seed": args.data_seed} | step | known
 
@@ -29,7 +30,13 @@ def refuse_changed_run(checkpoint: str, now: dict) -> None:
         UserError: a setting differs from that of the run's latest start.
     """
     path = Path(checkpoint).parent / RUN_FILE
-    before = json.loads(path.read_text())[-1]["settings"] if path.is_file() else now
+    try:
+        before = json.loads(path.read_text())[-1]["settings"] if path.is_file() else now
+    except (ValueError, LookupError, TypeError) as error:
+        raise UserError(
+            f"{str(path)!r}, which tells how the run was started, is damaged: {first_line(error)}\n"
+            "  If this is the same run, go on with --allow_changed_run: the file is made anew."
+        ) from error
     different = [name for name in now if name in before and before[name] != now[name]]
     if different:
         table = "".join(f"\n  {name:<20} {before[name]} -> {now[name]}" for name in different)
@@ -42,8 +49,14 @@ def refuse_changed_run(checkpoint: str, now: dict) -> None:
 def write_run_file(args, now: dict) -> None:
     """Add this start, without secrets."""
     path = Path(args.output_dir) / RUN_FILE
-    starts = json.loads(path.read_text()) if path.is_file() else []
+    try:
+        starts = json.loads(path.read_text())
+    except (OSError, ValueError):  # there is none, or it is damaged and --allow_changed_run has said so
+        starts = []
     starts.append({"started": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "settings": now, "training": args.to_dict()})
     written = path.with_suffix(".part")
-    written.write_text(json.dumps(starts, indent=1, default=str) + "\n")
+    with written.open("w") as file:
+        file.write(json.dumps(starts, indent=1, default=str) + "\n")
+        file.flush()
+        os.fsync(file.fileno())  # a run whose arguments are lost with the power would not be known as ours
     written.replace(path)

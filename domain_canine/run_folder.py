@@ -13,7 +13,7 @@ import torch
 from accelerate.utils import broadcast_object_list
 from filelock import FileLock, Timeout
 
-from .checkpoints import whole_checkpoints
+from .checkpoints import MANIFEST, whole_checkpoints
 from .errors import Stopped, UserError, first_line
 
 # Written at the start of a run, with its arguments; tells our folders from other people's.
@@ -35,8 +35,9 @@ def refuse_foreign_folder(run: Path, resuming: bool) -> None:
     if run.exists() and not run.is_dir():
         raise UserError(f"--output_dir {str(run)!r} is a file; give a folder")
     names = {entry.name for entry in run.iterdir()} if run.is_dir() else set()
-    ours = RUN_FILE in names
-    made = any(name.startswith("checkpoint-") or name == "model.safetensors" for name in names)
+    checkpoints = [name for name in names if name.startswith("checkpoint-")]
+    ours = RUN_FILE in names or any((run / name / MANIFEST).is_file() for name in checkpoints)
+    made = checkpoints or "model.safetensors" in names
     if all(_NOTHING.fullmatch(name) for name in names) or (ours and (resuming or not made)):
         return
     if ours:
@@ -44,10 +45,8 @@ def refuse_foreign_folder(run: Path, resuming: bool) -> None:
             f"--output_dir {str(run)!r} holds an earlier run; add --resume_from_checkpoint to go on with it, "
             "or give another folder"
         )
-    raise UserError(
-        f"--output_dir {str(run)!r} is not empty and not a run of this program ({', '.join(sorted(names)[:3])}, ...); "
-        "give a new folder"
-    )
+    some = ", ".join(sorted(names)[:3]) + ", ..." * (len(names) > 3)
+    raise UserError(f"--output_dir {str(run)!r} is not empty and not a run of this program ({some}); give a new folder")
 
 
 def agreed(args, decide: Callable):

@@ -1,5 +1,6 @@
 """The model card of a run, and the upload to the Hub."""
 
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from . import hub
 from .arguments import DEFAULT_DATASET
-from .errors import Stopped, UserError, first_line
+from .errors import UserError, first_line
 from .run_folder import LAST_EXIT, RUN_FILE
 from .sources import SAMPLE
 from .streams import StreamBatches
@@ -124,8 +125,6 @@ def create_repository(args, create: Callable[[], None]) -> None:
             f"--push_to_hub: the Hub is not reachable ({error}): the run starts, and the upload is tried at its end",
             file=sys.stderr,
         )
-    except Stopped:
-        raise
     except Exception as error:  # of the Hub client, or of whichever HTTP library it uses
         raise UserError(
             f"--push_to_hub: the Hub does not take a repository from here: {first_line(error)}\n"
@@ -163,13 +162,11 @@ def push_to_hub(trainer, write_card: Callable[[], None]) -> str:
     flags = ["--private"] * bool(args.hub_private_repo) + [f"--exclude '{each}'" for each in NOT_UPLOADED]
     later = (
         f"\n  The model is safe in {args.output_dir}; upload it later: "
-        f"hf upload {name} {args.output_dir} . {' '.join(flags)}"
+        f"hf upload {name} {shlex.quote(args.output_dir)} . {' '.join(flags)}"
     )
     try:
         return str(hub.insist(upload))
     except hub.Away as error:
         return f"--push_to_hub: the Hub is not reachable ({error}){later}"
-    except Stopped:
-        raise
     except Exception as error:  # of the Hub client, or of whichever HTTP library it uses
         raise UserError(f"--push_to_hub: the upload failed: {first_line(error)}{later}") from error

@@ -14,8 +14,9 @@ from transformers.utils import logging as transformers_logging
 
 from . import checkpoints, reporting
 from .arguments import DataArguments, DomainTrainingArguments, ModelArguments
+from .metrics import told_perplexity
 from .run_file import refuse_changed_run, settings, write_run_file
-from .run_folder import RunFolder, agreed
+from .run_folder import RUN_FILE, RunFolder, agreed
 
 
 def silence_libraries() -> None:
@@ -32,6 +33,11 @@ def silence_libraries() -> None:
     transformers_logging.disable_progress_bar()
 
 
+def find_checkpoint(args) -> str | None:
+    run = Path(args.output_dir)
+    return checkpoints.to_resume_from(run, args.resume_from_checkpoint, begun=(run / RUN_FILE).is_file())
+
+
 def prepare(
     args: DomainTrainingArguments, model_arguments: ModelArguments, data_arguments: DataArguments
 ) -> str | None:
@@ -43,8 +49,7 @@ def prepare(
     Raises:
         UserError: there is no such checkpoint, it is of another run, or what is to be reported to is not installed.
     """
-    run = Path(args.output_dir)
-    checkpoint = agreed(args, lambda: checkpoints.to_resume_from(run, args.resume_from_checkpoint))
+    checkpoint = agreed(args, lambda: find_checkpoint(args))
     if checkpoint is not None and not args.allow_changed_run:
         refuse_changed_run(checkpoint, settings(model_arguments, data_arguments, args))
     reporting.prepare(args)
@@ -67,18 +72,27 @@ def record(run: RunFolder, args, model_arguments, data_arguments, content: str |
     run.claim(lambda: write_run_file(args, now))
 
 
-def print_table(args, model, model_arguments, data_rows, train, objective: str) -> None:
+def print_table(args, model, model_arguments, data_rows, train, objective: str, checkpoint: str | None) -> None:
     """What will happen: model, data, device, batch arithmetic, steps; on stderr, by the first process."""
     if args.process_index == 0:
         steps = None if args.max_steps > 0 else train.plan.steps
         run_rows = _run_rows(args, steps, objective, model_arguments.model_size is not None)
+        if checkpoint is not None:
+            run_rows.append(("goes on", f"from {checkpoint}"))
         for name, value in [_model_row(model, model_arguments), *data_rows, *run_rows]:
             print(f"{name:>10}  {value}", file=sys.stderr)
 
 
-def print_final(folder: str, which: str, metrics: dict[str, float]) -> None:
-    told = f" (validation perplexity {metrics['eval_perplexity']:.3f})" if metrics else ""
+def print_final(folder: str, which: str, metrics: dict[str, float], classes: int) -> None:
+    perplexity = metrics.get("eval_perplexity", 0)
+    told = f" (validation perplexity {told_perplexity(perplexity)})" if metrics else ""
     print(f"saved the {which} weights{told} to {folder}", file=sys.stderr)
+    if perplexity > classes:
+        print(
+            f"warning: that is worse than guessing among the {classes} classes: the run has diverged; lower "
+            "--learning_rate and start afresh",
+            file=sys.stderr,
+        )
 
 
 def _model_row(model, arguments) -> tuple[str, str]:

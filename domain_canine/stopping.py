@@ -18,17 +18,23 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 # torchrun and accelerate then pass on what they got.
 ECHO = 2.0
 LAUNCHERS = {"accelerate", "accelerate-launch", "accelerate.commands.launch", "torchrun", "torch.distributed.run"}
+# What these set for the processes that they start.
+MARKS = {"ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID"}
 
 
 class StopRequest:
-    """Takes signals while it is entered; at the end the handlers are what they were."""
+    """Takes signals while it is entered; at the end the handlers are what they were.
 
-    def __init__(self):
+    Args:
+        parent: the process that has started this one; the present one by default.
+    """
+
+    def __init__(self, parent: int | None = None):
         self.signal: signal.Signals | None = None
         self.why = ""
         self._in_training = False
         self._since = 0.0
-        self._launcher = _launcher()
+        self._launcher = _launcher(os.getppid() if parent is None else parent)
 
     def __enter__(self) -> "StopRequest":
         taken = [each for each in SIGNALS if signal.getsignal(each) != signal.SIG_IGN]
@@ -51,30 +57,28 @@ class StopRequest:
     def asked(self) -> bool:
         """Whether training is to end."""
         if self.signal is None and self._launcher and os.getppid() != self._launcher:
-            self.signal, self.why = signal.SIGTERM, "ended, since its launcher has died,"
+            self.signal, self.why, self._since = signal.SIGTERM, "ended, since its launcher has died,", time.monotonic()
         return self.signal is not None
 
     def _receive(self, number, frame):
-        number = signal.Signals(number)
-        if not self._in_training:
-            raise Stopped(number, f"stopped by {number.name}")
-        now = time.monotonic()
+        number, now = signal.Signals(number), time.monotonic()
         if self.signal is None:
             self.signal, self.why, self._since = number, f"stopped by {number.name}", now
+            if not self._in_training:
+                raise Stopped(number, self.why)
             # Not print: the program may be in the middle of one.
             _say(f"\n{number.name}: the run ends after this step, with a checkpoint; a second signal ends it at once\n")
         elif now - self._since > (ECHO if self._launcher else 0):
             os._exit(128 + number)
 
 
-def _launcher():
+def _launcher(parent):
     """The parent's process number if it is a launcher, else 0: a run that nohup has started outlives its shell."""
     try:
-        parent = psutil.Process().parent()
-        words = {Path(word).name for word in parent.cmdline()} if parent else set()
-    except psutil.Error:
-        return 0
-    return parent.pid if words & LAUNCHERS else 0
+        launched = {Path(word).name for word in psutil.Process(parent).cmdline()} & LAUNCHERS
+    except psutil.Error:  # it has died meanwhile
+        launched = MARKS & set(os.environ)
+    return parent if launched else 0
 
 
 def _say(text):

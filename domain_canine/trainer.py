@@ -1,17 +1,19 @@
 """Masked language modelling by the Hugging Face Trainer, with exact sums."""
 
 import json
+import shutil
 from pathlib import Path
 
 import torch
-from transformers.trainer_utils import EvalLoopOutput
+from transformers.trainer_utils import EvalLoopOutput, IntervalStrategy, SaveStrategy
 
 from . import checkpoints
+from .errors import UserError, first_line
 from .guards import poisoned
 from .masking import IGNORED
 from .metrics import SUMS, figures, masked_sums, perplexity, suffix_positions
 from .reporting import make_unfailing
-from .resumable import EvaluationInterrupted, ResumableTrainer
+from .resumable import CANNOT_WRITE, EvaluationInterrupted, ResumableTrainer
 from .run_folder import agreed
 from .sharing import create_repository
 
@@ -85,19 +87,37 @@ class DomainTrainer(ResumableTrainer):
 
         Returns:
             ``best`` or ``last``, and the figures of these weights' evaluation (empty if there was none).
+
+        Raises:
+            UserError: they cannot be written.
         """
-        run, state = Path(self.args.output_dir), self.state
+        args, run, state = self.args, Path(self.args.output_dir), self.state
         best = run / f"checkpoint-{state.best_global_step}"
-        which, step = ("best", state.best_global_step) if checkpoints.is_whole(best) else ("last", state.global_step)
+        # A best of an earlier start may be there, which what was trained since was never compared with.
+        compared = args.save_strategy != SaveStrategy.NO and args.eval_strategy != IntervalStrategy.NO
+        which, step = "last", state.global_step
+        if checkpoints.is_whole(best) and (compared or step == state.best_global_step):
+            which, step = "best", state.best_global_step
         evaluations = [entry for entry in state.log_history if "eval_loss" in entry and entry["step"] == step]
-        metrics = evaluations[-1] if evaluations else {}
-        if which == "last":
-            self.save_model(str(run), _internal_call=True)
-        elif self.args.should_save:
-            checkpoints.copy_model(best, run)
-        if self.args.should_save:
-            (run / "eval_results.json").write_text(json.dumps(metrics, indent=1) + "\n")
-        self.accelerator.wait_for_everyone()
+        metrics, failure, last = evaluations[-1] if evaluations else {}, None, run / checkpoints.WRITING / "last"
+        try:
+            if which == "last":
+                self.save_model(str(last), _internal_call=True)
+            if args.should_save:
+                checkpoints.copy_model(best if which == "best" else last, run)
+                (run / "eval_results.json").write_text(json.dumps(metrics, indent=1) + "\n")
+        except CANNOT_WRITE as error:
+            failure = first_line(error)
+        if args.should_save:
+            shutil.rmtree(last.parent, ignore_errors=True)
+        if self._any(failure is not None):
+            kept = run / f"checkpoint-{step}"
+            then = "there is no checkpoint of them"
+            if checkpoints.is_whole(kept):
+                then = (
+                    f"they are safe in {kept.name}: make room and give the command again, with --resume_from_checkpoint"
+                )
+            raise UserError(f"the {which} weights could not be written to {str(run)!r} ({failure}); {then}")
         return which, metrics
 
     def make_repository(self) -> None:

@@ -1,10 +1,13 @@
 """Whole runs of a small model, to be compared."""
 
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
 import torch
 from conftest import SMALL
+from transformers import TrainerCallback
 
 from domain_canine import DataCollatorForCodePointMasking, DomainCanineConfig, DomainCanineForMaskedLM
 from domain_canine.arguments import DomainTrainingArguments
@@ -57,3 +60,18 @@ def assert_equal(one: dict, other: dict) -> None:
     assert one.keys() == other.keys()
     different = [name for name in one if not torch.equal(one[name], other[name])]
     assert not different
+
+
+class At(TrainerCallback):
+    """Calls something at the end of a step."""
+
+    def __init__(self, step, call):
+        self.step, self.call = step, call
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            self.call()
+
+
+def terminate() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)

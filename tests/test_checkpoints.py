@@ -8,12 +8,13 @@ import time
 from pathlib import Path
 
 import pytest
-from runs import assert_equal, make_trainer, weights
+from runs import At, assert_equal, make_trainer, terminate, weights
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from domain_canine import checkpoints
-from domain_canine.errors import UserError
+from domain_canine.errors import Stopped, UserError
+from domain_canine.stopping import StopRequest
 
 
 def test_checkpoints_are_written_with_steps_and_epochs_and_once_each(finished):
@@ -42,6 +43,9 @@ def test_a_broken_checkpoint_is_passed_over_with_a_warning(finished, tmp_path, c
     assert not checkpoints.is_whole(newest)
     assert checkpoints.to_resume_from(tmp_path, "newest") == str(tmp_path / "checkpoint-9")
     assert "checkpoint-10 is broken and is passed over" in capsys.readouterr().err
+    aside = tmp_path / "checkpoint-10.broken"
+    assert aside.is_dir() and not newest.exists()
+    aside.rename(newest)
     with pytest.raises(UserError, match="is not a whole checkpoint"):
         checkpoints.to_resume_from(tmp_path, str(newest))
 
@@ -174,6 +178,100 @@ def test_rotation_goes_by_step_and_clears_older_broken_ones(finished, tmp_path):
     left = {path.name for path in tmp_path.glob("checkpoint-*")}
     # The newest two whole ones, the best, a broken one that is newer (a warning may name it), and what is not ours.
     assert left == {"checkpoint-10", "checkpoint-100", "checkpoint-2", "checkpoint-11", "checkpoint-mine"}
+
+
+def test_a_broken_newest_checkpoint_costs_no_later_one(tmp_path):
+    """Whole by its sizes it would count among those to keep, and what is written since be cleared away."""
+    make_trainer(tmp_path, save_steps=2, eval_strategy="no", num_train_epochs=2, save_total_limit=None).train()
+    for step in (8, 10):
+        weights_file = tmp_path / f"checkpoint-{step}" / "model.safetensors"
+        weights_file.write_bytes(bytes(100) + weights_file.read_bytes()[100:])
+    with StopRequest() as stop, pytest.raises(Stopped):
+        again = make_trainer(tmp_path, stop=stop, save_steps=1, eval_strategy="no", save_total_limit=1)
+        again.add_callback(At(7, terminate))
+        again.train(resume_from_checkpoint=checkpoints.to_resume_from(tmp_path, "newest"))
+    left = {path.name for path in tmp_path.glob("checkpoint-*")}
+    assert left == {"checkpoint-7", "checkpoint-8.broken", "checkpoint-10.broken"}
+    assert checkpoints.to_resume_from(tmp_path, "newest") == str(tmp_path / "checkpoint-7")
+
+
+def test_a_broken_checkpoint_bars_no_path_before_it(finished, tmp_path):
+    for name in ("checkpoint-6", "checkpoint-9"):
+        shutil.copytree(Path(finished.args.output_dir) / name, tmp_path / name)
+    weights_file = tmp_path / "checkpoint-9" / "model.safetensors"
+    weights_file.write_bytes(bytes(100) + weights_file.read_bytes()[100:])
+    wanted = str(tmp_path / "checkpoint-6")
+    assert checkpoints.to_resume_from(tmp_path, wanted) == wanted
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-6", "checkpoint-9.broken"}
+
+
+@pytest.mark.parametrize("manifest", ['{"config.json": {}}', "[1]", '{"config.json": 3}', "", "null"])
+def test_a_manifest_that_is_none_is_a_broken_checkpoint(finished, tmp_path, manifest):
+    shutil.copytree(Path(finished.args.output_dir) / "checkpoint-9", tmp_path / "checkpoint-9")
+    (tmp_path / "checkpoint-9" / checkpoints.MANIFEST).write_text(manifest)
+    assert checkpoints.damage(tmp_path / "checkpoint-9") and checkpoints.whole_checkpoints(tmp_path) == []
+
+
+def test_a_run_that_was_ended_before_its_first_checkpoint_starts_afresh(tmp_path, capsys):
+    assert checkpoints.to_resume_from(tmp_path, "newest", begun=True) is None
+    assert "has no checkpoint yet: the run starts afresh" in capsys.readouterr().err
+    with pytest.raises(UserError, match="there is no checkpoint in .*; leave the flag out"):
+        checkpoints.to_resume_from(tmp_path, "newest")
+
+
+def test_what_one_process_could_not_write_makes_no_checkpoint(tmp_path, monkeypatch):
+    """The first process is told of it before it gives the checkpoint its name."""
+    trainer = make_trainer(tmp_path, save_steps=3, eval_strategy="no")
+    told, sealed = [], []
+    monkeypatch.setattr(type(trainer), "_any", lambda self, flag: told.append(flag) or flag or len(told) == 1)
+    monkeypatch.setattr(checkpoints, "seal", lambda path: sealed.append(path.name))
+    monkeypatch.setattr(checkpoints, "move_in", lambda *paths: None)
+    monkeypatch.setattr(checkpoints, "prune", lambda *arguments: None)
+    trainer.train()
+    assert told[0] is False and sealed == ["checkpoint-5", "checkpoint-6", "checkpoint-9", "checkpoint-10"]
+
+
+def test_the_best_checkpoint_stays_where_a_better_one_could_not_be_written(tmp_path, told_losses, monkeypatch):
+    told_losses(2.0, 1.0, 3.0, 3.1)
+    trainer = make_trainer(tmp_path, num_train_epochs=4, save_total_limit=1, early_stopping_patience=0)
+    seal = checkpoints.seal
+
+    def full(path):
+        if path.name == "checkpoint-10":
+            raise OSError(28, "No space left on device")
+        seal(path)
+
+    monkeypatch.setattr(checkpoints, "seal", full)
+    trainer.train()
+    assert {path.name for path in tmp_path.glob("checkpoint-*")} == {"checkpoint-5", "checkpoint-20"}
+    which, metrics = trainer.save_final()
+    assert which == "best" and metrics["eval_loss"] == 2.0
+
+
+@pytest.mark.parametrize("flag", ["save_strategy", "eval_strategy"])
+def test_weights_that_were_not_compared_with_the_best_are_the_final_ones(finished, tmp_path, flag):
+    shutil.copytree(finished.args.output_dir, tmp_path / "run")
+    again = make_trainer(tmp_path / "run", num_train_epochs=4, **{flag: "no"})
+    again.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-10"))
+    which, _ = again.save_final()
+    assert which == "last" and again.state.global_step == 20
+    assert_equal(load_file(tmp_path / "run" / "model.safetensors"), weights(again))
+
+
+@pytest.mark.parametrize("strategy", ["no", "steps"])
+def test_a_full_disk_at_the_end_is_a_message_and_leaves_nothing_half_written(tmp_path, monkeypatch, strategy):
+    trainer = make_trainer(tmp_path, save_strategy=strategy, num_train_epochs=1)
+    trainer.train()
+
+    def full(source, target):
+        Path(target).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(shutil, "copyfile", full)
+    told = "they are safe in checkpoint-5" if strategy == "steps" else "there is no checkpoint of them"
+    with pytest.raises(UserError, match=f"No space left on device.*; {told}"):
+        trainer.save_final()
+    assert {entry.name for entry in tmp_path.iterdir()} <= {"checkpoint-5"}
 
 
 def test_a_run_that_was_moved_goes_on_and_knows_its_best(tmp_path, told_losses, caplog):

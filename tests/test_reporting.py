@@ -48,7 +48,7 @@ def test_a_wandb_that_is_away_is_logged_to_offline(login, installed, closed, ser
     for server in (closed, serve(502, 503, 500).url):
         os.environ.pop("WANDB_MODE", None)
         assert look_for_wandb(server) == "offline"
-        told = f"W&B: {server} is not reachable, logging offline; 'wandb sync' uploads it later\n"
+        told = f"W&B: {server} is not reachable, logging offline\n"
         assert capsys.readouterr().err == told
     os.environ.pop("WANDB_MODE")
     # Without a login it is not looked for; and the user's own word holds.
@@ -129,7 +129,7 @@ def test_what_wandb_could_not_upload_is_told(monkeypatch, capsys):
         raise TimeoutError("timed out")
 
     reporting.finish()  # nothing was begun
-    run = SimpleNamespace(dir="logs/wandb/run-0/files")
+    run = SimpleNamespace(dir="logs/wandb/run-0/files", offline=False)
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(run=run, finish=finish))
     reporting.finish()
     told = "W&B: the log is not all uploaded: timed out; 'wandb sync logs/wandb/run-0' does that later\n"

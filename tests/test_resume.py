@@ -1,29 +1,17 @@
 """A run that was stopped and goes on is the run that never stopped."""
 
 import json
-import os
 import signal
 from pathlib import Path
 
 import pytest
 import torch
-from runs import assert_equal, entries, make_trainer, weights
+from runs import At, assert_equal, entries, make_trainer, terminate, weights
 from transformers import TrainerCallback
 
 from domain_canine import checkpoints
 from domain_canine.errors import Stopped, UserError
 from domain_canine.stopping import StopRequest
-
-
-class At(TrainerCallback):
-    """Calls something at the end of a step."""
-
-    def __init__(self, step, call):
-        self.step, self.call = step, call
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step == self.step:
-            self.call()
 
 
 class WhenEvaluating(TrainerCallback):
@@ -34,17 +22,13 @@ class WhenEvaluating(TrainerCallback):
         self.call()
 
 
-def terminate() -> None:
-    os.kill(os.getpid(), signal.SIGTERM)
-
-
-def stopped(folder: Path, callback: TrainerCallback, **options) -> str:
+def stopped(folder: Path, callback: TrainerCallback, checkpoint: str | None = None, **options) -> str:
     """Train until the callback has sent a signal; what was told."""
     with StopRequest() as stop:
         trainer = make_trainer(folder, stop=stop, **options)
         trainer.add_callback(callback)
         with pytest.raises(Stopped) as told:
-            trainer.train()
+            trainer.train(resume_from_checkpoint=checkpoints.to_resume_from(folder, checkpoint))
     assert told.value.status == 128 + signal.SIGTERM
     return str(told.value)
 
@@ -180,3 +164,66 @@ def test_a_resume_draws_on_where_the_generators_were(tmp_path):
     never = make_trainer(tmp_path / "never")
     never.train()
     assert_equal(weights(again), weights(never))
+
+
+def test_rates_are_those_asked_for_now(tmp_path):
+    """A run that diverges can go on at a lower rate; with the same flags nothing moves."""
+    options = {"lr_scheduler_type": "constant_with_warmup", "num_train_epochs": 3}
+    stopped(tmp_path, At(7, terminate), **options)
+    again = resumed(tmp_path, learning_rate=1e-5, weight_decay=0.5, **options)
+    told = {entry["step"]: entry["learning_rate"] for entry in again.state.log_history if "loss" in entry}
+    assert told[7] == 1e-3 and all(told[step] == 1e-5 for step in range(8, 16))
+    assert {group["weight_decay"] for group in again.optimizer.param_groups} == {0.5, 0.0}
+
+
+def test_a_longer_run_has_the_rates_of_its_new_length_at_once(tmp_path):
+    make_trainer(tmp_path, num_train_epochs=1).train()
+    never = make_trainer(tmp_path / "never", num_train_epochs=4)
+    never.train()
+    again = resumed(tmp_path, num_train_epochs=4)
+    found, expected = (
+        {entry["step"]: entry["learning_rate"] for entry in run.state.log_history if "loss" in entry}
+        for run in (again, never)
+    )
+    assert all(found[step] == expected[step] for step in range(6, 21)) and found[5] != expected[5]
+
+
+def test_another_optimiser_is_refused(tmp_path):
+    stopped(tmp_path, At(2, terminate))
+    with pytest.raises(UserError, match="--optim: the checkpoint is of another optimiser"):
+        resumed(tmp_path, optim="sgd")
+
+
+def test_patience_is_that_asked_for_now(tmp_path, told_losses):
+    told_losses(1.0, 1.5)
+    stopped(tmp_path, At(11, terminate), num_train_epochs=8, early_stopping_patience=2)
+    told_losses(1.5, 1.5, 1.5)
+    again = resumed(tmp_path, num_train_epochs=8, early_stopping_patience=4)
+    assert again.state.global_step == 25
+    # Switched off and on again, it counts from there.
+    told_losses(1.5, 1.5, 1.5, 1.5)
+    stopped(tmp_path / "off", At(2, terminate), num_train_epochs=8, early_stopping_patience=2)
+    stopped(tmp_path / "off", At(6, terminate), checkpoint="newest", num_train_epochs=8, early_stopping_patience=0)
+    path = checkpoints.to_resume_from(tmp_path / "off", "newest")
+    state = json.loads((Path(path) / "trainer_state.json").read_text())
+    assert "EarlyStopping" not in state["stateful_callbacks"]
+
+
+def test_the_best_is_that_of_the_figure_asked_for_now(tmp_path, told_losses):
+    told_losses(1.0, 2.0)
+    first = make_trainer(tmp_path, num_train_epochs=2)
+    first.train()
+    assert first.state.best_global_step == 5
+    state = tmp_path / "checkpoint-10" / "trainer_state.json"
+    told = json.loads(state.read_text())
+    for entry in told["log_history"]:
+        if "eval_accuracy" in entry:
+            entry["eval_accuracy"] = entry["step"] / 100
+    state.write_text(json.dumps(told))
+    checkpoints.seal(tmp_path / "checkpoint-10")
+    told_losses(3.0)
+    again = make_trainer(tmp_path, num_train_epochs=3, metric_for_best_model="accuracy")
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-10"))
+    best = {entry["step"]: entry["eval_accuracy"] for entry in again.state.log_history if "eval_loss" in entry}
+    assert best[10] == 0.1 and again.state.best_metric == max(best.values())
+    assert again.state.best_global_step == max(best, key=best.get)

@@ -166,6 +166,7 @@ def test_wandb_offline_never_asks(tmp_path, names_file, terminal):
         said = done.stderr
         assert done.returncode == 0, said
     assert "logging offline" in said and "saved the best weights" in said
+    assert re.search(r"'wandb sync \S*/offline-run-\S+' uploads it", said)
     log = next((tmp_path / "wandb").glob("offline-run-*/run-*.wandb")).read_bytes()
     for key in (b"train/loss", b"train/perplexity", b"train/learning_rate", b"eval/loss", b"train/global_step"):
         assert key in log

@@ -150,3 +150,48 @@ def test_a_run_killed_at_its_very_start_can_be_started_again(tmp_path):
     (folder / "run_arguments.json").unlink()
     with pytest.raises(UserError, match="not a run of this program"):
         refuse_foreign_folder(folder, resuming=True)
+
+
+def test_arguments_that_are_damaged_are_a_message_and_can_be_passed_over(tmp_path, names_file, monkeypatch):
+    run = tmp_path / "run"
+    assert call_main(monkeypatch, *QUICK, "--dataset", names_file, "--output_dir", run, "--use_cpu") == 0
+    again = [
+        *QUICK,
+        "--epochs",
+        2,
+        "--dataset",
+        names_file,
+        "--output_dir",
+        run,
+        "--use_cpu",
+        "--resume_from_checkpoint",
+    ]
+    for damaged in ("", '[{"settings"', "[]", "{}"):
+        (run / RUN_FILE).write_text(damaged)
+        with pytest.raises(UserError, match="is damaged: .*\n.*--allow_changed_run"):
+            call_main(monkeypatch, *again)
+    (run / RUN_FILE).unlink()
+    run_folder.refuse_foreign_folder(run, resuming=True)  # a checkpoint of ours is there
+    (run / RUN_FILE).write_text("")
+    assert call_main(monkeypatch, *again, "--allow_changed_run") == 0
+    assert len(json.loads((run / RUN_FILE).read_text())) == 1
+
+
+def test_a_run_that_was_ended_before_its_first_checkpoint_goes_on_by_the_same_command(
+    tmp_path, names_file, monkeypatch, capsys
+):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / RUN_FILE).write_text("[]")
+    again = [*QUICK, "--dataset", names_file, "--output_dir", run, "--use_cpu", "--resume_from_checkpoint"]
+    assert call_main(monkeypatch, *again) == 0
+    assert "the run starts afresh" in capsys.readouterr().err
+    assert call_main(monkeypatch, *again, "--epochs", 2) == 0
+    assert "goes on  from" in capsys.readouterr().err
+
+
+def test_a_run_that_has_diverged_says_so(tmp_path, names_file, monkeypatch, capsys):
+    run = tmp_path / "run"
+    flags = ["--learning_rate", "50", "--warmup_steps", "0", "--max_grad_norm", "0"]
+    assert call_main(monkeypatch, *QUICK, "--dataset", names_file, "--output_dir", run, "--use_cpu", *flags) == 0
+    assert "worse than guessing among the 128 classes: the run has diverged" in capsys.readouterr().err

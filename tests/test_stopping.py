@@ -121,6 +121,56 @@ def test_signals_outside_of_training_end_the_program_at_once():
     assert stopped.value.status == 143 and signal.getsignal(signal.SIGTERM) == before
 
 
+ORPHAN = """
+import os, signal, subprocess, sys, time
+parent = os.getppid()
+print(os.getpid(), flush=True)
+while os.getppid() == parent:
+    time.sleep(0.01)
+from domain_canine.stopping import StopRequest
+stop = StopRequest(parent)
+open(sys.argv[1], "w").write(f"{stop.asked()} {stop.why}")
+"""
+
+
+@pytest.mark.parametrize("launched", [True, False])
+def test_a_launcher_that_dies_before_the_imports_are_done_leaves_no_orphan(tmp_path, launched):
+    told, ours = tmp_path / "told", {"PYTHONPATH": str(ROOT)}
+    ours |= {"ACCELERATE_MIXED_PRECISION": "no"} if launched else {}
+    starts = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {ORPHAN!r}, {str(told)!r}]).wait()"
+    environment = {name: value for name, value in os.environ.items() if name not in stopping.MARKS}
+    launcher = subprocess.Popen([sys.executable, "-c", starts], stdout=subprocess.PIPE, env=environment | ours)
+    assert int(launcher.stdout.readline())
+    launcher.kill()
+    launcher.wait()
+    deadline = time.monotonic() + 60
+    while not (told.exists() and told.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    expected = "True ended, since its launcher has died," if launched else "False "
+    assert told.read_text() == expected
+
+
+def test_an_echo_does_not_disturb_the_end_and_a_second_signal_does(monkeypatch):
+    exits = []
+    monkeypatch.setattr(os, "_exit", exits.append)
+    monkeypatch.setattr(stopping, "ECHO", 0.2)
+    with StopRequest() as stop:
+        stop._launcher = os.getppid()
+        with stop.after_a_step():
+            os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)  # while the end is written down
+        assert exits == []
+        time.sleep(0.3)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert exits == [143]
+
+
+def test_nobody_who_catches_all_errors_catches_a_signal():
+    with pytest.raises(Stopped), StopRequest(), contextlib.suppress(Exception):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+
+
 def test_what_a_launcher_passes_on_is_no_second_signal(monkeypatch):
     exits = []
     monkeypatch.setattr(os, "_exit", exits.append)
