@@ -144,37 +144,45 @@ def to_resume_from(run: Path, wanted: str | None, begun: bool = False) -> str | 
     """
     if wanted is None:
         return None
+    newest, broken = None, {}
+    for entry in reversed(_found(run)):
+        if (lacks := damage(entry, digests=True)) is None:
+            newest = entry
+            break
+        broken[entry] = lacks
     if wanted == "newest":
-        found = _found(run)
-        broken = []
-        for entry in reversed(found):
-            if (lacks := damage(entry, digests=True)) is None:
-                _set_aside(broken)
-                return str(entry)
-            print(f"warning: {entry} is broken and is passed over: {lacks}", file=sys.stderr)
-            broken.append(entry)
-        if begun and not found:
+        _warn(broken)
+        if newest is None and begun and not broken:
             print(f"{run} has no checkpoint yet: the run starts afresh", file=sys.stderr)
             return None
-        then = "give another --output_dir" if found else "leave the flag out"
-        raise UserError(
-            f"--resume_from_checkpoint: there is no {'whole ' * bool(found)}checkpoint in {str(run)!r}; {then} to "
-            "start afresh"
-        )
-    if lacks := damage(Path(wanted), digests=True):
-        what = f"is not a whole checkpoint: {lacks}" if Path(wanted).is_dir() else "is no folder"
+        if newest is None:
+            then = "give another --output_dir" if broken else "leave the flag out"
+            raise UserError(
+                f"--resume_from_checkpoint: there is no {'whole ' * bool(broken)}checkpoint in {str(run)!r}; {then} to "
+                "start afresh"
+            )
+        _set_aside(broken)
+        return str(newest)
+    path = Path(wanted)
+    known = newest is not None and newest.resolve() == path.resolve()
+    if not known and (lacks := damage(path, digests=True)):
+        what = f"is not a whole checkpoint: {lacks}" if path.is_dir() else "is no folder"
         raise UserError(
             f"--resume_from_checkpoint {wanted!r} {what}\n  Give a run's checkpoint-N folder, or no path for the newest"
         )
-    checkpoints = [entry for entry in whole_checkpoints(run) if damage(entry, digests=True) is None]
-    if checkpoints and checkpoints[-1].resolve() != Path(wanted).resolve():
+    if newest is not None and not known:
         raise UserError(
-            f"{str(run)!r} holds {checkpoints[-1].name}, which is not {wanted!r}: going on would mix two runs"
+            f"{str(run)!r} holds {newest.name}, which is not {wanted!r}: going on would mix two runs"
             "; give another --output_dir, or delete the checkpoints that are to be forgotten"
         )
-    if checkpoints:
-        _set_aside([entry for entry in _found(run) if step_of(entry) > step_of(checkpoints[-1])])
+    _warn(broken)
+    _set_aside(broken)
     return wanted
+
+
+def _warn(broken):
+    for entry, lacks in broken.items():
+        print(f"warning: {entry} is broken and is passed over: {lacks}", file=sys.stderr)
 
 
 def _set_aside(broken):

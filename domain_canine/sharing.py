@@ -111,6 +111,11 @@ def write_model_card(trainer, metrics: dict[str, float], model_arguments, data_a
     ModelCard(f"---\n{data.to_yaml()}\n---\n{text}").save(Path(args.output_dir) / "README.md")
 
 
+def _asked_name(args) -> str:
+    """Of the repository; once it is made, the Trainer knows it with its owner."""
+    return args.hub_model_id or Path(args.output_dir).resolve().name
+
+
 def create_repository(args, create: Callable[[], None]) -> None:
     """Have the Trainer make the repository before the first step, so that a mistake shows; or say that the Hub is away.
 
@@ -118,7 +123,7 @@ def create_repository(args, create: Callable[[], None]) -> None:
         UserError: the Hub refuses.
     """
     try:
-        validate_repo_id(args.hub_model_id or Path(args.output_dir).resolve().name)
+        validate_repo_id(_asked_name(args))
         hub.insist(create)
     except hub.Away as error:
         print(
@@ -158,7 +163,7 @@ def push_to_hub(trainer, write_card: Callable[[], None]) -> str:
             revision=args.hub_revision,
         )
 
-    name = trainer.hub_model_id or args.hub_model_id or Path(args.output_dir).resolve().name
+    name = trainer.hub_model_id or _asked_name(args)
     flags = ["--private"] * bool(args.hub_private_repo) + [f"--exclude '{each}'" for each in NOT_UPLOADED]
     later = (
         f"\n  The model is safe in {args.output_dir}; upload it later: "

@@ -34,6 +34,7 @@ def silence_libraries() -> None:
 
 
 def find_checkpoint(args) -> str | None:
+    """As ``checkpoints.to_resume_from``, of the arguments."""
     run = Path(args.output_dir)
     return checkpoints.to_resume_from(run, args.resume_from_checkpoint, begun=(run / RUN_FILE).is_file())
 

@@ -95,28 +95,26 @@ class DomainTrainer(ResumableTrainer):
         best = run / f"checkpoint-{state.best_global_step}"
         # A best of an earlier start may be there, which what was trained since was never compared with.
         compared = args.save_strategy != SaveStrategy.NO and args.eval_strategy != IntervalStrategy.NO
-        which, step = "last", state.global_step
+        which, step, source = "last", state.global_step, run / checkpoints.WRITING / "last"
         if checkpoints.is_whole(best) and (compared or step == state.best_global_step):
-            which, step = "best", state.best_global_step
+            which, step, source = "best", state.best_global_step, best
         evaluations = [entry for entry in state.log_history if "eval_loss" in entry and entry["step"] == step]
-        metrics, failure, last = evaluations[-1] if evaluations else {}, None, run / checkpoints.WRITING / "last"
+        metrics, failure = evaluations[-1] if evaluations else {}, None
         try:
             if which == "last":
-                self.save_model(str(last), _internal_call=True)
+                self.save_model(str(source), _internal_call=True)
             if args.should_save:
-                checkpoints.copy_model(best if which == "best" else last, run)
+                checkpoints.copy_model(source, run)
                 (run / "eval_results.json").write_text(json.dumps(metrics, indent=1) + "\n")
         except CANNOT_WRITE as error:
             failure = first_line(error)
         if args.should_save:
-            shutil.rmtree(last.parent, ignore_errors=True)
+            shutil.rmtree(run / checkpoints.WRITING, ignore_errors=True)
         if self._any(failure is not None):
             kept = run / f"checkpoint-{step}"
             then = "there is no checkpoint of them"
             if checkpoints.is_whole(kept):
-                then = (
-                    f"they are safe in {kept.name}: make room and give the command again, with --resume_from_checkpoint"
-                )
+                then = f"they are safe in {kept.name}: make room and give the command with --resume_from_checkpoint"
             raise UserError(f"the {which} weights could not be written to {str(run)!r} ({failure}); {then}")
         return which, metrics
 

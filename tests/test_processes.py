@@ -8,8 +8,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +16,7 @@ import pytest
 import torch
 from conftest import ROOT
 from runs import make_trainer
+from services import Server
 from test_loading import ask_stranger
 
 from domain_canine.batches import NameBatches
@@ -130,33 +129,10 @@ def alone(place):
 
 @pytest.fixture(scope="module")
 def hub():
-    """A Hub that takes everything; the requests it has had."""
-    requests = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self):
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            requests.append((self.path, body))
-            site = "https://huggingface.co/someone/names"  # the client takes no other
-            answer = {"url": site, "commitUrl": f"{site}/commit/0", "commitOid": "0"}
-            if "/preupload/" in self.path:
-                answer["files"] = [
-                    file | {"uploadMode": "regular", "shouldIgnore": False} for file in json.loads(body)["files"]
-                ]
-            answer = json.dumps(answer).encode()
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(answer)))
-            self.end_headers()
-            self.wfile.write(answer)
-
-        def log_message(self, *args):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}", requests
-    server.shutdown()
-    server.server_close()
+    """A Hub that takes everything."""
+    server = Server()
+    yield server
+    server.close()
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +140,7 @@ def two(place, hub):
     """Two processes, which upload what they made."""
     flags = "--push_to_hub", "--hub_model_id", "someone/names", "--hub_token", "hf_nobodys"
     return finish(
-        Launch("multi_cpu", place / "two", (8, 4), *flags, launcher="--main_process_port 0", HF_ENDPOINT=hub[0],
+        Launch("multi_cpu", place / "two", (8, 4), *flags, launcher="--main_process_port 0", HF_ENDPOINT=hub.url,
                HF_HUB_OFFLINE="0")
     )[0]  # fmt: skip
 
@@ -201,7 +177,7 @@ def test_the_first_process_alone_speaks_saves_and_uploads(two, hub):
     assert names == {f"checkpoint-{step}" for step in (6, MIDDLE, 12, STEPS)}
     assert len(json.loads((two.folder / "run_arguments.json").read_text())) == 1
     assert len([entry for entry in two.history() if "eval_loss" in entry]) == 3
-    made, committed = ([body for path, body in hub[1] if part in path] for part in ("/create", "/commit/"))
+    made, committed = ([body for _, path, body in hub.requests if part in path] for part in ("/create", "/commit/"))
     assert len(made) == len(committed) == 1
     files = {json.loads(line)["value"].get("path") for line in committed[0].splitlines()}
     assert {"model.safetensors", "README.md"} <= files and not any("checkpoint" in str(file) for file in files)
