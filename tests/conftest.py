@@ -101,7 +101,7 @@ def names_file(tmp_path) -> Path:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """Two epochs of 5 steps with dropout, never stopped."""
-    from runs import make_trainer
+    from small_runs import make_trainer
 
     trainer = make_trainer(tmp_path_factory.mktemp("finished"), save_steps=3)
     trainer.train()

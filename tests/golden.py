@@ -25,7 +25,7 @@ EPOCHS = 16  # of 5 steps
 
 def curve(threads: int = 1) -> dict[str, list[float]]:
     """Loss and norm of the gradient at each step, and the loss of each evaluation."""
-    from runs import entries, make_trainer
+    from small_runs import entries, make_trainer
 
     before = torch.get_num_threads()
     torch.set_num_threads(threads)

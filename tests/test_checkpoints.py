@@ -8,8 +8,8 @@ import time
 from pathlib import Path
 
 import pytest
-from runs import At, assert_equal, make_trainer, terminate, weights
 from safetensors.torch import load_file
+from small_runs import At, assert_equal, make_trainer, terminate, weights
 from transformers import TrainerCallback
 
 from domain_canine import checkpoints

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import assert_equal, make_trainer, weights
+from small_runs import assert_equal, make_trainer, weights
 from transformers import TrainerCallback
 
 from domain_canine import checkpoints, guards

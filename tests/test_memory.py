@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from runs import assert_equal, make_trainer, weights
+from small_runs import assert_equal, make_trainer, weights
 from test_streams import make_stream, write
 
 from domain_canine import DataCollatorForCodePointMasking

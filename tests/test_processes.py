@@ -15,8 +15,8 @@ import psutil
 import pytest
 import torch
 from conftest import ROOT
-from runs import make_trainer
 from services import Server
+from small_runs import make_trainer
 from test_loading import ask_stranger
 
 from domain_canine.batches import NameBatches

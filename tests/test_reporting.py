@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import requests
 from conftest import ROOT
-from runs import make_trainer
+from small_runs import make_trainer
 from test_run import QUICK
 from transformers import TrainerCallback
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import At, assert_equal, entries, make_trainer, terminate, weights
+from small_runs import At, assert_equal, entries, make_trainer, terminate, weights
 from transformers import TrainerCallback
 
 from domain_canine import checkpoints

@@ -14,7 +14,7 @@ import pytest
 import torch
 from accelerate.utils import fsdp_utils
 from conftest import ROOT
-from runs import make_trainer
+from small_runs import make_trainer
 from test_run import QUICK
 from torch.distributed.fsdp import StateDictType
 

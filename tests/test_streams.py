@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import equal
-from runs import assert_equal, entries, make_trainer, weights
+from small_runs import assert_equal, entries, make_trainer, weights
 from transformers import TrainerCallback
 
 from domain_canine import DataCollatorForCodePointMasking, checkpoints

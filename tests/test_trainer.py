@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import equal
-from runs import NAMES, assert_equal, entries, make_trainer, weights
+from small_runs import NAMES, assert_equal, entries, make_trainer, weights
 
 from domain_canine import (
     DataCollatorForCodePointMasking,
