@@ -3,6 +3,7 @@
 torch shards over gloo as well, but accelerate heeds FSDP among processes with GPUs only, and says nothing.
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -24,4 +25,11 @@ def with_processes_as_of_gpus(self, *args, **kwargs):
 
 
 AcceleratorState.__init__ = with_processes_as_of_gpus
-run(main)
+try:
+    run(main)
+except SystemExit as end:
+    # torch keeps the shards' mesh, and with it gloo's threads, to the interpreter's end, where they abort at times: once in
+    # some fifty launches, after all was written.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(end.code)
