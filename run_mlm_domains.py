@@ -36,7 +36,7 @@ def main() -> int:
 def pretrain(model_arguments, data_arguments, args, stop: StopRequest, run_folder: RunFolder) -> None:
     checkpoint = startup.prepare(args, model_arguments, data_arguments)
 
-    model = build_model(model_arguments)
+    model = build_model(model_arguments, data_arguments.objective)
     tokenizer = build_tokenizer(model, data_arguments.max_length)
     collator = build_collator(data_arguments, args, model.config)
     train, validation, data_rows = build_batches(data_arguments, args, collator)

@@ -1,4 +1,4 @@
-"""The command line: ``python -m domain_canine check | prepare | fill``."""
+"""The command line: ``python -m domain_canine check | prepare | fill | score | complete``."""
 
 import argparse
 import json
@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from . import complete, score
 from .arguments import DEFAULT_DATASET, DEFAULT_MODEL, DataArguments
 from .errors import UserError, run
 
@@ -35,6 +36,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--json", action="store_true", help="one JSON object a pattern instead of the table; positions count from 0"
     )
     fill.set_defaults(call=fill_command)
+    score.add_parser(commands)
+    complete.add_parser(commands)
     return parser
 
 

@@ -4,7 +4,7 @@ from transformers.models.canine.configuration_canine import CanineConfig
 
 
 class DomainCanineConfig(CanineConfig):
-    """A ``CanineConfig`` with the two numbers that the masked language model adds.
+    """A ``CanineConfig`` with what the masked language model adds.
 
     ``model_type`` stays ``canine``: stock ``AutoModel`` loads the encoder of our checkpoints without remote code.
 
@@ -12,10 +12,12 @@ class DomainCanineConfig(CanineConfig):
         vocab_size: classes of the head; class ``j`` is code point ``j``, so 128 covers every ASCII name.
         mask_code_point: stands for a masked character. U+E003 is CANINE's own [MASK], the one that
             ``google/canine-c`` was pretrained with.
+        objective: ``mlm`` or ``any_order``, how it was trained: names are scored accordingly.
     """
 
     vocab_size: int = 128
     mask_code_point: int = 0xE003
+    objective: str = "mlm"
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
 
@@ -32,4 +34,8 @@ AUTO_MAP = {
     "AutoModel": "modeling_domain_canine.DomainCanineModel",
     "AutoModelForMaskedLM": "modeling_domain_canine.DomainCanineForMaskedLM",
     "AutoModelForSequenceClassification": "modeling_domain_canine.DomainCanineForSequenceClassification",
+}
+PIPELINES = {
+    "domain-score": {"impl": "pipeline_domain_canine.DomainScorePipeline", "pt": ["AutoModelForMaskedLM"]},
+    "domain-complete": {"impl": "pipeline_domain_canine.DomainCompletePipeline", "pt": ["AutoModelForMaskedLM"]},
 }

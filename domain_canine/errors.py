@@ -68,4 +68,7 @@ def run(main, after_interrupt: str = "") -> None:
         if speaks:
             print(f"\ninterrupted{after_interrupt}", file=sys.stderr)
         status = 130
+    except BrokenPipeError:  # whoever read standard output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what the interpreter flushes at its end
+        status = 128 + Signals.SIGPIPE
     sys.exit(status)

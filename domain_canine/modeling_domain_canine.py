@@ -171,6 +171,13 @@ class DomainCanineForMaskedLM(DomainCaninePreTrainedModel):
         self.lm_head = DomainCanineLMHead(config)
         self.post_init()
 
+    def score(self, names: list[str], **options) -> list:
+        """``NameScore`` of normalised names; options are those of ``score_names``."""
+        # transformers saves the files that a model's own file imports, the pipelines' with them.
+        from .pipeline_domain_canine import score_names
+
+        return score_names(self, names, **options)
+
     @can_return_tuple
     def forward(
         self,

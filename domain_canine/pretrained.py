@@ -5,12 +5,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
 
+import torch
 from safetensors import SafetensorError
 from transformers import CanineConfig
 
 from . import hub
 from .arguments import DEFAULT_MODEL, ModelArguments, code_point
-from .configuration_domain_canine import AUTO_MAP, DomainCanineConfig
+from .configuration_domain_canine import AUTO_MAP, PIPELINES, DomainCanineConfig
 from .errors import UserError, first_line
 from .layers_domain_canine import HASH_PRIMES
 from .modeling_domain_canine import DomainCanineForMaskedLM, DomainCanineForSequenceClassification, DomainCanineModel
@@ -42,7 +43,7 @@ DomainCanineForSequenceClassification.register_for_auto_class("AutoModelForSeque
 DomainCanineTokenizer.register_for_auto_class("AutoTokenizer")
 
 
-def build_model(arguments: ModelArguments) -> DomainCanineForMaskedLM:
+def build_model(arguments: ModelArguments, objective: str = "mlm") -> DomainCanineForMaskedLM:
     """The model to train: a CANINE checkpoint with a new head, one of ours as it is, or random weights.
 
     Raises:
@@ -60,8 +61,19 @@ def build_model(arguments: ModelArguments) -> DomainCanineForMaskedLM:
         model = load_model(arguments.model_name_or_path or DEFAULT_MODEL)
     if arguments.mask_code_point is not None:
         model.config.mask_code_point = code_point(arguments.mask_code_point)
-    model.config.auto_map = dict(AUTO_MAP)
+    model.config.auto_map, model.config.custom_pipelines = dict(AUTO_MAP), dict(PIPELINES)
+    model.config.objective = objective
     return model
+
+
+def load_for_use(name: str) -> DomainCanineForMaskedLM:
+    """A trained model, in evaluation mode, on the GPU if there is one.
+
+    Raises:
+        UserError: as ``load_model``.
+    """
+    device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    return load_model(name, trained=True).to(device).eval()
 
 
 def load_model(name: str, trained: bool = False) -> DomainCanineForMaskedLM:

@@ -1,0 +1,91 @@
+"""``python -m domain_canine complete``: names for patterns, and new ones from nothing."""
+
+import re
+import sys
+from pathlib import Path
+
+from .errors import UserError
+
+
+def add_parser(commands) -> None:
+    parser = commands.add_parser(
+        "complete", help="names for patterns: py????.com, 'best*shop.com', or '*' for new names from nothing"
+    )
+    parser.add_argument("model", help="a trained model: folder or Hub id")
+    parser.add_argument(
+        "patterns", nargs="+", metavar="PATTERN",
+        help="? for one unknown character, * for any number of them; a pattern without a dot gets --suffixes",
+    )  # fmt: skip
+    parser.add_argument("--count", type=int, default=10, help="names for each pattern (default: %(default)s)")
+    parser.add_argument(
+        "--length", default="4-12", help="characters of a label that * stands in, MIN-MAX (default: %(default)s)"
+    )
+    parser.add_argument("--suffixes", default="", help="allowed suffixes, as com,net,co.uk (default: com for '*')")
+    parser.add_argument(
+        "--search", choices=["beam", "sample"], default="beam",
+        help="the likeliest names, or names drawn at random (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--order", choices=["confidence", "random"], default="confidence",
+        help="which unknown character comes next: the surest, or any (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument("--temperature", type=float, default=1.0, help="of --search sample (default: %(default)s)")
+    parser.add_argument("--top_k", type=int, help="draw from so many of the likeliest characters only")
+    parser.add_argument("--seed", type=int, default=0, help="of draws and of --order random (default: %(default)s)")
+    parser.add_argument("--exclude", metavar="FILE", help="names to leave out: registered ones, for example")
+    parser.add_argument("--output", help="file to make: .csv, .jsonl or .parquet; csv on standard output without it")
+    parser.add_argument("--overwrite", action="store_true", help="replace --output if it exists")
+    parser.set_defaults(call=command)
+
+
+def command(arguments) -> int:
+    import pyarrow as pa
+
+    from .completion_domain_canine import BadPattern, complete, expand
+    from .pretrained import load_for_use
+    from .rows import Table
+
+    length, suffixes = _length(arguments.length), [each for each in arguments.suffixes.split(",") if each.strip()]
+    for flag, least in (("count", 1), ("top_k", 1)):
+        value = getattr(arguments, flag)
+        if value is not None and value < least:
+            raise UserError(f"--{flag} must be at least {least}, not {value}")
+    if not arguments.temperature > 0:
+        raise UserError(f"--temperature must be above 0, not {arguments.temperature:g}")
+    fields = [("pattern", pa.string()), ("name", pa.string()), ("log_probability", pa.float64()),
+              ("bits_per_character", pa.float64())]  # fmt: skip
+    table = Table(arguments.output, pa.schema(fields), arguments.overwrite)
+    try:
+        for pattern in arguments.patterns:
+            expand(pattern, length, suffixes)  # a mistake shows before the model is loaded
+    except BadPattern as error:
+        raise UserError(str(error)) from error
+    exclude = _names_of(arguments.exclude) if arguments.exclude else frozenset()
+    model = load_for_use(arguments.model)
+    found = complete(
+        model, arguments.patterns, arguments.count, length, suffixes, arguments.search, arguments.order,
+        arguments.temperature, arguments.top_k, arguments.seed, exclude,
+    )  # fmt: skip
+    with table:
+        for each in found:
+            table.write({name: [getattr(completion, name) for completion in each] for name, _ in fields})
+    for pattern, each in zip(arguments.patterns, found):
+        if len(each) < arguments.count:
+            print(f"{pattern!r}: {len(each)} of {arguments.count} names found", file=sys.stderr)
+    return 0
+
+
+def _length(text):
+    match = re.fullmatch(r"(\d+)(?:-(\d+))?", text)
+    least, most = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+    if not 1 <= least <= most <= 63:
+        raise UserError(f"--length {text!r}: give MIN-MAX with numbers from 1 to 63, as 4-12")
+    return least, most
+
+
+def _names_of(file):
+    from .rows import read_rows
+
+    if not Path(file).is_file():
+        raise UserError(f"--exclude {file!r} is no file")
+    return {name for block in read_rows([file]) for name in block.names if name}

@@ -1,0 +1,324 @@
+"""Names from patterns: unknown characters are revealed one at a time, and only valid names can come of it.
+
+A pattern is a name with ``?`` (or ``[MASK]``) for one unknown character and ``*`` for any number of them; ``*`` alone
+is every name. An unknown character is a letter, a digit or a hyphen, never a dot: so it is known where labels end, and
+where a hyphen may stand.
+
+Shapes: S states (names with hidden characters), C characters, A = 37 letters, digits and the hyphen.
+"""
+
+import itertools
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+
+from .normalization_domain_canine import InvalidDomain, normalize_domain
+from .scoring_domain_canine import SLOTS, encode, is_usual, score_names
+
+ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789-"
+LETTERS, HYPHEN = 26, 36
+# A pattern's forms: one for each length and suffix.
+MOST_FORMS = 10_000
+# Rounds of sampling in which nothing new turns up before it is taken that there is nothing more.
+ROUNDS = 8
+
+
+class BadPattern(ValueError):
+    """What is wrong with a pattern, with the value, and what to do."""
+
+
+@dataclass
+class Completion:
+    """A name that fits a pattern; its score is that of ``score_names``."""
+
+    pattern: str
+    name: str
+    log_probability: float
+    bits_per_character: float
+
+
+def expand(pattern: str, length: tuple[int, int], suffixes: Iterable[str] = ()) -> list[str]:
+    """A pattern -> its forms: names with ``?`` for each unknown character.
+
+    Args:
+        length: fewest and most characters of a label that ``*`` stands in.
+        suffixes: what may stand behind the first dot of a pattern that has none there, or unknown characters.
+
+    Raises:
+        BadPattern: no name can come of it.
+    """
+    text = pattern.strip().lower().replace("[mask]", "?")
+    suffixes = [suffix.strip().lower().strip(".") for suffix in suffixes]
+    if "." not in text:
+        wholes = [f"{text}.{suffix}" for suffix in suffixes or ["com"]]
+    elif suffixes:
+        head, tail = text.split(".", 1)
+        form = re.compile(re.escape(tail).replace(r"\?", ".").replace(r"\*", ".*"))
+        wholes = [f"{head}.{suffix}" for suffix in suffixes if form.fullmatch(suffix)]
+        if not wholes:
+            raise BadPattern(f"{pattern!r} ends in none of the suffixes {', '.join(suffixes)}")
+    elif "*" in text.rsplit(".", 1)[1]:
+        raise BadPattern(f"{pattern!r}: say which suffixes * may stand for")
+    else:
+        wholes = [text]
+    forms = []
+    for whole in wholes:
+        labels = [list(_lengths(pattern, label, *length)) for label in whole.split(".")]
+        for form in itertools.product(*labels):
+            forms.append(".".join(form))
+            if len(forms) > MOST_FORMS:
+                raise BadPattern(f"{pattern!r} has more than {MOST_FORMS:,} forms: fewer *, or a narrower length")
+    reasons = {form: _reason(form) for form in forms}
+    forms = [form for form in reasons if reasons[form] is None]
+    if not forms:
+        raise BadPattern(f"{pattern!r} cannot become a domain name: {min(reasons.values()).replace('_', ' ')}")
+    return forms
+
+
+def _reason(form):
+    """Why no name can come of a form: a stand-in letter is valid wherever an unknown character is."""
+    try:
+        normalize_domain(form.replace("?", "x"))
+    except InvalidDomain as error:
+        return error.reason
+    return None
+
+
+def _lengths(pattern, label, least, most):
+    """A label with ``*`` -> the forms of each length in the range."""
+    stars = label.count("*")
+    if not stars:
+        yield label
+        return
+    known = len(label) - stars
+    if known > most:
+        raise BadPattern(f"{pattern!r}: {label!r} has {known} characters already, more than {most}")
+    pieces = label.split("*")
+    for unknown in range(max(least - known, 0), most - known + 1):
+        # All ways to deal out the unknown characters; where stars stand side by side they are the same.
+        for bars in itertools.combinations(range(unknown + stars - 1), stars - 1):
+            ends = (-1, *bars, unknown + stars - 1)
+            counts = [end - start - 1 for start, end in itertools.pairwise(ends)]
+            yield pieces[0] + "".join("?" * count + piece for count, piece in zip(counts, pieces[1:]))
+
+
+class _States:
+    """Names in the making, of one length and with as many unknown characters, on the model's device.
+
+    Args:
+        forms: (F,) forms; the states are ``width`` of each, side by side.
+    """
+
+    def __init__(self, model, forms: list[str], width: int = 1):
+        self.model, device = model, model.device
+        self.ids = encode([form.replace("?", "x") for form in forms], device)
+        self.open = torch.tensor([[character == "?" for character in form] for form in forms], device=device)  # (S, C)
+        self.ids[:, 1:-1].masked_fill_(self.open, model.config.mask_code_point)
+        self.allowed, self.third = (each.to(device) for each in _rules(forms))
+        self.codes = torch.tensor([ord(character) for character in ALPHABET], device=device)
+        self.take(torch.arange(len(forms), device=device).repeat_interleave(width))
+
+    def take(self, states: torch.Tensor) -> None:
+        for name in ("ids", "open", "allowed", "third"):
+            setattr(self, name, getattr(self, name)[states])
+
+    def names(self) -> list[str]:
+        return [bytes(row).decode() for row in self.ids[:, 1:-1].tolist()]
+
+    def choices(self, order: str, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        """The character that each state reveals next (S,), and log-probabilities of what it may be (S, A)."""
+        if order == "random":
+            draws = torch.rand(self.open.shape, generator=generator).to(self.open.device)
+            at = draws.masked_fill(~self.open, -1).argmax(1)
+            return at, self._predict(at[:, None])[:, 0]
+        every = self._predict()
+        at = every.amax(-1).masked_fill(~self.open, -torch.inf).argmax(1)
+        return at, every[torch.arange(len(at), device=at.device), at]
+
+    def _predict(self, at=None):
+        """Log-probabilities (S, K, A) at characters (S, K), by default at all, of what is allowed there."""
+        parts = torch.arange(len(self.ids), device=self.ids.device).split(max(1, SLOTS // self.ids.shape[1]))
+        found = torch.cat([self._logits(rows, None if at is None else at[rows]) for rows in parts])
+        allowed = self.allowed.clone()
+        hyphens = self.ids[:, 1:-1] == ord("-")
+        beside = (self.third & hyphens.roll(-1, 1)) | (self.third & hyphens).roll(1, 1)
+        allowed[..., HYPHEN] &= ~beside
+        if at is not None:
+            allowed = allowed.gather(1, at[..., None].expand(-1, -1, len(ALPHABET)))
+        return found.masked_fill(~allowed, -torch.inf).log_softmax(-1)
+
+    def _logits(self, rows, at):
+        ids = self.ids[rows]
+        logits = self.model(
+            input_ids=ids, masked_positions=None if at is None else at + 1, ascii_only=is_usual(self.model)
+        ).logits
+        return (logits[:, 1:-1] if at is None else logits)[..., self.codes].float()
+
+    def reveal(self, at: torch.Tensor, choice: torch.Tensor) -> None:
+        self.ids.scatter_(1, at[:, None] + 1, self.codes[choice][:, None])
+        self.open.scatter_(1, at[:, None], False)
+
+
+def _rules(forms):
+    """What characters may become (S, C, A), and which is the third of four or more in its label (S, C).
+
+    No hyphen at a label's ends; none as third and fourth both, such labels are reserved (RFC 5891, 4.2.3.1); letters
+    alone in the last label.
+    """
+    allowed = torch.ones(len(forms), len(forms[0]), len(ALPHABET), dtype=torch.bool)
+    third = torch.zeros(len(forms), len(forms[0]), dtype=torch.bool)
+    for row, form in enumerate(forms):
+        start = 0
+        for label in form.split("."):
+            end = start + len(label)
+            allowed[row, [start, end - 1], HYPHEN] = False
+            if len(label) > 3:
+                third[row, start + 2] = True
+            start = end + 1
+        allowed[row, form.rindex(".") + 1 :, LETTERS:] = False
+    return allowed, third
+
+
+def _alike(forms: list[str]) -> list[list[int]]:
+    """Forms of one length and with as many unknown characters, by their index."""
+    groups = {}
+    for index, form in enumerate(forms):
+        groups.setdefault((len(form), form.count("?")), []).append(index)
+    return list(groups.values())
+
+
+@torch.inference_mode()
+def sample(
+    model, forms: list[str], order: str, temperature: float, top_k: int | None, generator: torch.Generator
+) -> list[str]:
+    """A name for each form, drawn character by character."""
+    names = [""] * len(forms)
+    for group in _alike(forms):
+        states = _States(model, [forms[index] for index in group])
+        for _ in range(forms[group[0]].count("?")):
+            at, found = states.choices(order, generator)
+            if top_k is not None:
+                least = found.topk(min(top_k, len(ALPHABET))).values[:, -1:]
+                found = found.masked_fill(found < least, -torch.inf)
+            probabilities = (found / temperature).softmax(-1)
+            states.reveal(at, torch.multinomial(probabilities.cpu(), 1, generator=generator)[:, 0].to(at.device))
+        for index, name in zip(group, states.names()):
+            names[index] = name
+    return names
+
+
+@torch.inference_mode()
+def beam_search(model, forms: list[str], order: str, beams: int, generator: torch.Generator) -> list[list[str]]:
+    """For each form the names whose characters were likeliest when they were revealed, at most ``beams``."""
+    found: list[list[str]] = [[] for _ in forms]
+    for group in _alike(forms):
+        states, width = _States(model, [forms[index] for index in group]), 1
+        totals = torch.zeros(len(group), 1, dtype=torch.float64, device=model.device)  # (F, W)
+        for _ in range(forms[group[0]].count("?")):
+            at, gains = states.choices(order, generator)
+            gains, letters = gains.topk(min(beams, len(ALPHABET)))  # (F W, b)
+            branches = gains.shape[1]
+            reached = (totals[..., None] + gains.view(len(group), width, branches)).flatten(1)  # (F, W b)
+            # As many again: two ways to one name count once, and other names take the place.
+            reached, which = reached.topk(min(2 * beams, reached.shape[1]))  # (F, w)
+            parents = which // branches + torch.arange(len(group), device=at.device)[:, None] * width
+            chosen = letters.view(len(group), -1).gather(1, which).flatten()
+            states.take(parents.flatten())
+            states.reveal(at[parents.flatten()], chosen)
+            reached = _without_twins(states.ids, reached)
+            width = min(beams, reached.shape[1])
+            totals, best = reached.topk(width)
+            states.take((best + torch.arange(len(group), device=at.device)[:, None] * reached.shape[1]).flatten())
+        names = iter(states.names())
+        for index, row in zip(group, totals.tolist()):
+            found[index] = [name for name, total in zip(names, row) if total > -torch.inf]
+    return found
+
+
+def _without_twins(ids, reached):
+    """Totals (F, w), -inf for states that are a better one's twin."""
+    ids, kept = ids.view(*reached.shape, -1).tolist(), reached.tolist()
+    for rows, row in zip(ids, kept):
+        seen = set()
+        for index, name in enumerate(map(tuple, rows)):
+            if name in seen:
+                row[index] = float("-inf")
+            seen.add(name)
+    return reached.new_tensor(kept)
+
+
+def complete(
+    model,
+    patterns: list[str],
+    count: int = 10,
+    length: tuple[int, int] = (4, 12),
+    suffixes: Iterable[str] = (),
+    search: str = "beam",
+    order: str = "confidence",
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    seed: int = 0,
+    exclude: set[str] | frozenset[str] = frozenset(),
+) -> list[list[Completion]]:
+    """Names for each pattern, the best first by bits per character; no name twice, none that is in ``exclude``.
+
+    Args:
+        model: DomainCanineForMaskedLM in evaluation mode.
+        patterns: as of the module.
+        count: names for each pattern; there may be fewer.
+        length, suffixes: as of ``expand``.
+        search: ``beam`` finds what is likeliest, ``sample`` draws, each form of a pattern as often as the others.
+        order: ``confidence`` reveals the surest character first, ``random`` any.
+        temperature, top_k: of ``sample``; below 1 it prefers what is likelier, and only the ``top_k`` likeliest count.
+        seed: of draws and random orders.
+
+    Raises:
+        BadPattern: no name can come of one.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    forms = [expand(pattern, length, suffixes) for pattern in patterns]
+    if search == "beam":
+        names = _beams(model, forms, order, count, generator, exclude)
+    else:
+        names = _samples(model, forms, order, temperature, top_k, count, generator, exclude)
+    every = sorted({name for found in names for name in found})
+    scores = {score.name: score for score in score_names(model, every)}
+    completed = []
+    for pattern, found in zip(patterns, names):
+        ranked = sorted((scores[name] for name in found), key=lambda score: (score.bits_per_character, score.name))
+        completed.append(
+            [Completion(pattern, each.name, each.log_probability, each.bits_per_character) for each in ranked[:count]]
+        )
+    return completed
+
+
+def _beams(model, forms, order, count, generator, exclude):
+    flat = [(index, form) for index, each in enumerate(forms) for form in each]
+    names = [set() for _ in forms]
+    # So many beams that some may be left out.
+    found = beam_search(model, [form for _, form in flat], order, max(16, 2 * count), generator)
+    for (index, _), each in zip(flat, found):
+        names[index].update(each)
+    return [each - exclude for each in names]
+
+
+def _samples(model, forms, order, temperature, top_k, count, generator, exclude):
+    names, idle = [set() for _ in forms], [0] * len(forms)
+    while open_ := [i for i in range(len(forms)) if len(names[i]) < count and idle[i] < ROUNDS]:
+        wanted = [(i, form) for i in open_ for form in _spread(forms[i], count - len(names[i]), generator)]
+        drawn = sample(model, [form for _, form in wanted], order, temperature, top_k, generator)
+        before = [len(each) for each in names]
+        for (i, _), name in zip(wanted, drawn):
+            if name not in exclude:
+                names[i].add(name)
+        for i in open_:
+            idle[i] = idle[i] + 1 if len(names[i]) == before[i] else 0
+    return names
+
+
+def _spread(forms, wanted, generator):
+    """So many of a pattern's forms, each as often as the others."""
+    shuffled = torch.randperm(len(forms), generator=generator).tolist()
+    return [forms[shuffled[i % len(forms)]] for i in range(wanted)]

@@ -1,0 +1,169 @@
+"""Names in, rows out: files of any size, in order; what is no name stays a row, with the reason."""
+
+import csv
+import io
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+from tqdm import tqdm
+
+from .cleaning import normalize_lines
+from .errors import UserError
+from .normalization_domain_canine import MAX_NAME
+from .readers import Block, kind_of, lines_of
+from .sources import Files, local_paths
+
+WINDOW = 2048  # rows at once: enough to bring like lengths together, and few enough to see some progress
+PIPE = 1 << 16  # bytes of standard input at once: what a pipe holds
+
+
+class Rows(NamedTuple):
+    """Some lines of the input, in order.
+
+    Args:
+        texts: (N,) as they came, without white space at their ends.
+        names: (N,) normalised, None for what is no name.
+        reasons: (N,) why it is none, or None.
+        done: share of the input that is read.
+    """
+
+    texts: list[str]
+    names: list[str | None]
+    reasons: list[str | None]
+    done: float
+
+
+def read_rows(inputs: list[str], column: str | None = None) -> Iterator[Rows]:
+    """All lines of files, folders, globs and URLs, of standard input (``-``), or names that are given themselves.
+
+    Args:
+        inputs: ``-``, one source, or names.
+
+    Raises:
+        UserError: there is no such file, or it cannot be read.
+    """
+    for block in _blocks(inputs, column):
+        for piece in block.pieces(WINDOW):
+            yield _clean(piece)
+
+
+def _blocks(inputs, column):
+    if inputs == ["-"]:
+        return _standard_input()
+    if len(inputs) == 1 and (kind_of(Path(inputs[0])) or Path(inputs[0]).exists() or "/" in inputs[0]):
+        return Files(inputs[0], [str(path) for path in local_paths(inputs[0])], column).blocks()
+    if files := [each for each in inputs if Path(each).is_file()]:
+        raise UserError(f"{files[0]!r} is a file: give one file, folder or quoted glob, or names")
+    return iter([Block("names", np.arange(1, len(inputs) + 1), lines_of("\n".join(inputs).encode()), 1.0)])
+
+
+def _standard_input():
+    number, rest, piece = 1, b"", None
+    while piece != b"":
+        piece = sys.stdin.buffer.read1(PIPE)
+        text = rest + piece
+        end = text.rfind(b"\n") + 1 if piece else len(text)
+        text, rest = text[:end], text[end:]
+        if text:
+            lines = lines_of(text)
+            yield Block("-", np.arange(number, number + len(lines)), lines, 0.0)
+            number += len(lines)
+
+
+def _clean(block):
+    reasons: list[str | None] = ["empty"] * len(block.lines)
+
+    def reject(index, line, reason):
+        reasons[index] = reason
+
+    names, valid = normalize_lines(block.lines, MAX_NAME, reject)
+    texts = [line.decode("utf-8", "backslashreplace").strip() for line in block.lines.to_pylist()]
+    names = [name if kept else None for name, kept in zip(names.to_pylist(), valid)]
+    reasons = [None if kept else reason for reason, kept in zip(reasons, valid)]
+    if block.malformed:
+        rows = [*zip(block.numbers.tolist(), texts, names, reasons)]
+        rows += [(number, text, None, "malformed_row") for number, text in block.malformed]
+        _, texts, names, reasons = map(list, zip(*sorted(rows, key=lambda row: row[0])))
+    return Rows(texts, names, reasons, block.done)
+
+
+@contextmanager
+def with_progress(rows: Iterable[Rows]) -> Iterator[Iterator[Rows]]:
+    """The same rows, with a bar on a terminal: the share of the input, rows a second."""
+    bar = tqdm(total=100, unit="%", bar_format="{l_bar}{bar}| {elapsed}<{remaining}{postfix}", disable=None)
+
+    def each():
+        count = 0
+        for block in rows:
+            yield block
+            count += len(block.texts)
+            bar.n = round(100 * block.done, 1)
+            bar.set_postfix_str(f"{count:,} rows, {count / max(bar.format_dict['elapsed'], 1e-9):,.0f} a second")
+
+    with bar:
+        yield each()
+
+
+class Table:
+    """Rows on disk or standard output, as csv, jsonl or parquet by the path's suffix; what is written so far is valid.
+
+    Raises:
+        UserError: the suffix is none of these, or the file exists.
+    """
+
+    def __init__(self, path: str | None, schema: pa.Schema, overwrite: bool = False):
+        self.path, self.schema, self.rows = path and Path(path).expanduser(), schema, 0
+        self._suffix = self.path.suffix if self.path else ".csv"
+        if self.path and self.path.suffix not in (".csv", ".jsonl", ".parquet"):
+            raise UserError(f"--output {path!r}: give it the suffix .csv, .jsonl or .parquet")
+        if self.path and self.path.exists() and not overwrite:
+            raise UserError(f"--output {path!r} exists; add --overwrite to replace it, or give another name")
+
+    def __enter__(self) -> "Table":
+        try:
+            self._open()
+        except OSError as error:
+            raise UserError(f"--output {str(self.path)!r} cannot be written: {error.strerror}") from error
+        return self
+
+    def _open(self):
+        self._file = self.path.open("wb") if self.path else sys.stdout.buffer
+        if self._suffix == ".parquet":
+            self._parquet = pyarrow.parquet.ParquetWriter(self._file, self.schema)
+        elif self._suffix == ".csv":
+            self._write_csv([self.schema.names])
+
+    def write(self, columns: dict[str, list]) -> None:
+        """Columns (N,) by name."""
+        if self._suffix == ".parquet":
+            self._parquet.write_table(pa.table(columns, schema=self.schema))
+        elif self._suffix == ".csv":
+            self._write_csv(zip(*([_cell(value) for value in columns[name]] for name in self.schema.names)))
+        else:
+            rows = (dict(zip(columns, row)) for row in zip(*columns.values()))
+            self._file.write("".join(json.dumps(row) + "\n" for row in rows).encode())
+        self._file.flush()
+        self.rows += len(next(iter(columns.values())))
+
+    def _write_csv(self, rows):
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows(rows)
+        self._file.write(text.getvalue().encode())
+
+    def __exit__(self, *exception) -> None:
+        if self._suffix == ".parquet":
+            self._parquet.close()
+        if self.path:
+            self._file.close()
+
+
+def _cell(value):
+    """A cell of csv holds no list: its numbers stand side by side."""
+    return " ".join(f"{number:.6g}" for number in value) if isinstance(value, list) else value

@@ -1,0 +1,66 @@
+"""``python -m domain_canine score``: names in, scores out."""
+
+import sys
+
+from .errors import UserError
+
+
+def add_parser(commands) -> None:
+    parser = commands.add_parser("score", help="how likely a model finds names, in total and for each character")
+    add_rows_arguments(parser)
+    parser.add_argument("--characters", action="store_true", help="the log-probability of each character, too")
+    parser.add_argument(
+        "--orders", type=int,
+        help="orders of revealing to average over, 0 for the pseudo-log-likelihood (default: 0, or 4 for any_order)",
+    )  # fmt: skip
+    parser.add_argument("--seed", type=int, default=0, help="seed of the orders (default: %(default)s)")
+    parser.set_defaults(call=command)
+
+
+def add_rows_arguments(parser) -> None:
+    """What every command has that makes a row of each name."""
+    parser.add_argument("model", help="a trained model: folder or Hub id")
+    parser.add_argument(
+        "inputs", nargs="+", metavar="INPUT",
+        help="names; or a file, folder or quoted glob (txt, csv, tsv, parquet; gz, zst, bz2); or - for standard input",
+    )  # fmt: skip
+    parser.add_argument("--dataset_column", "--column", help="column with the names, for csv, tsv and parquet")
+    parser.add_argument("--output", help="file to make: .csv, .jsonl or .parquet; csv on standard output without it")
+    parser.add_argument("--overwrite", action="store_true", help="replace --output if it exists")
+
+
+def command(arguments) -> int:
+    import pyarrow as pa
+
+    from .pretrained import load_for_use
+    from .rows import Table, read_rows, with_progress
+    from .scoring_domain_canine import score_names
+    from .stopping import StopRequest
+
+    if arguments.orders is not None and arguments.orders < 0:
+        raise UserError(f"--orders must be at least 0, not {arguments.orders}")
+    fields = [("input", pa.string()), ("name", pa.string()), ("log_probability", pa.float64()),
+              ("bits_per_character", pa.float64()), ("reason", pa.string())]  # fmt: skip
+    if arguments.characters:
+        fields.append(("characters", pa.list_(pa.float64())))
+    table = Table(arguments.output, pa.schema(fields), arguments.overwrite)
+    rows = read_rows(arguments.inputs, arguments.dataset_column)
+    model = load_for_use(arguments.model)
+    # SIGTERM ends it as Ctrl-C does: the table is closed.
+    with StopRequest(), table, with_progress(rows) as rows:
+        for block in rows:
+            found = iter(score_names(model, [name for name in block.names if name], arguments.orders, arguments.seed))
+            scores = [next(found) if name else None for name in block.names]
+            columns = {
+                "input": block.texts,
+                "name": block.names,
+                "log_probability": [score and score.log_probability for score in scores],
+                "bits_per_character": [score and score.bits_per_character for score in scores],
+                "reason": block.reasons,
+            }
+            if arguments.characters:
+                columns["characters"] = [score and score.characters for score in scores]
+            table.write(columns)
+    if arguments.output:
+        print(f"{table.rows:,} rows in {arguments.output}", file=sys.stderr)
+    return 0

@@ -1,0 +1,155 @@
+"""How likely a model finds names, character by character.
+
+Two measures, both in nats of log-probability, and both sums over a name's characters:
+
+- pseudo-log-likelihood (Salazar et al. 2020, arXiv:1910.14659), for models trained with ``mlm``: each character is
+  masked alone and predicted from all others. It ranks names well and is no probability: the terms see each other.
+- a bound on the log-likelihood, for models trained with ``any_order``: a name is revealed one character at a time, in
+  orders drawn by a seed. At each step all hidden characters are predicted, and their mean stands for the one that is
+  next (Hoogeboom et al. 2022, arXiv:2110.02037); so a few orders are enough.
+
+Shapes: N names, R rows (a row is a name with something hidden), L code points with [CLS] and [SEP], V classes.
+"""
+
+import math
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from .layers_domain_canine import ASCII, SPECIAL, SPECIAL_END
+from .tokenization_domain_canine import CLS, PAD, SEP
+
+# Character slots computed at once.
+SLOTS = 32_768
+# Orders that a bound is the mean of.
+ORDERS = 4
+
+
+@dataclass
+class NameScore:
+    """A name's score.
+
+    Args:
+        name: as it was given.
+        characters: log-probability of each character, in nats.
+    """
+
+    name: str
+    characters: list[float]
+
+    @property
+    def log_probability(self) -> float:
+        """In nats."""
+        return math.fsum(self.characters)
+
+    @property
+    def bits_per_character(self) -> float:
+        """The lower, the likelier; comparable between names of different lengths."""
+        return -self.log_probability / math.log(2) / len(self.characters)
+
+
+@torch.inference_mode()
+def score_names(model, names: list[str], orders: int | None = None, seed: int = 0) -> list[NameScore]:
+    """Score names, in their order; a name's score depends on no other name.
+
+    Args:
+        model: DomainCanineForMaskedLM in evaluation mode.
+        names: as ``normalize_domain`` makes them.
+        orders: how many orders of revealing to average over; 0 for the pseudo-log-likelihood. By default 0 for a model
+            that was trained with ``mlm``, ORDERS for one trained with ``any_order``.
+        seed: of the orders.
+    """
+    if orders is None:
+        orders = ORDERS if model.config.objective == "any_order" else 0
+    order = sorted(range(len(names)), key=lambda index: -len(names[index]))  # like lengths side by side
+    scores: list[NameScore | None] = [None] * len(names)
+    for group in _groups([len(names[index]) for index in order], max(orders, 1)):
+        mine = [names[index] for index in order[group]]
+        totals = _any_order(model, mine, orders, seed) if orders else _one_by_one(model, mine)
+        for index, name, row in zip(order[group], mine, totals.tolist()):
+            scores[index] = NameScore(name, row[: len(name)])
+    return scores
+
+
+def _groups(lengths: list[int], repeats: int) -> Iterator[slice]:
+    """Neighbours, longest first, that SLOTS have room for: a row for each character, and each of ``repeats``."""
+    start = 0
+    while start < len(lengths):
+        length = lengths[start]
+        end = start + max(1, SLOTS // ((length + 5) // 4 * 4 * length * repeats))
+        yield slice(start, end)
+        start = end
+
+
+def encode(names: list[str], device: torch.device) -> torch.Tensor:
+    """Names of ASCII -> their code points with [CLS] and [SEP] (N, L), L the longest one's."""
+    longest = max(map(len, names))
+    bytes_ = b"".join(name.encode().ljust(longest, b"\0") for name in names)
+    ids = torch.frombuffer(bytearray(bytes_), dtype=torch.uint8).view(len(names), longest).long()
+    ids = torch.nn.functional.pad(ids, (1, 1), value=PAD)
+    lengths = torch.tensor([len(name) for name in names])
+    ids[:, 0] = CLS
+    ids.scatter_(1, lengths[:, None] + 1, SEP)
+    return ids.to(device)
+
+
+def is_usual(model) -> bool:
+    """Whether the mask is among the code points that the model looks up sooner, as the characters of names are."""
+    mask = model.config.mask_code_point
+    return mask < ASCII or SPECIAL <= mask < SPECIAL_END
+
+
+def log_probabilities(logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+    """Logits (R, K, V) and code points (R, K) -> their log-probability (R, K), float64: it is to be summed."""
+    logits = logits.float()
+    return (logits.gather(2, truth[..., None])[..., 0] - logits.logsumexp(-1)).double()
+
+
+def _one_by_one(model, names):
+    """Log-probability of each character (N, C), all others seen."""
+    ids = encode(names, model.device)
+    lengths = torch.tensor([len(name) for name in names], device=model.device)
+    of = torch.repeat_interleave(lengths)  # (R,) which name
+    at = torch.arange(len(of), device=of.device) - (lengths.cumsum(0) - lengths)[of]  # (R,) which character
+    rows, positions = ids[of], at[:, None] + 1
+    truth = rows.gather(1, positions)
+    rows.scatter_(1, positions, model.config.mask_code_point)
+    logits = model(
+        input_ids=rows, attention_mask=rows != PAD, masked_positions=positions, ascii_only=is_usual(model)
+    ).logits  # (R, 1, V)
+    found = log_probabilities(logits, truth)[:, 0]
+    return found.new_zeros(len(names), ids.shape[1] - 2).index_put((of, at), found)
+
+
+def _any_order(model, names, orders, seed):
+    """Each character's share of the bound (N, C)."""
+    ids = encode(names, model.device)
+    width = ids.shape[1] - 2
+    lengths = torch.tensor([len(name) for name in names], device=model.device)
+    # When each character is revealed (N, orders, C), by the name alone.
+    turns = [[_turns(name, seed, number, width) for number in range(orders)] for name in names]
+    turns = torch.tensor(turns, device=model.device)
+    of, order = (each.flatten() for each in torch.meshgrid(
+        torch.arange(len(names), device=ids.device), torch.arange(orders, device=ids.device), indexing="ij"
+    ))  # fmt: skip
+    rows_each = lengths[of]
+    pick = torch.repeat_interleave(rows_each)
+    step = torch.arange(len(pick), device=ids.device) - (rows_each.cumsum(0) - rows_each)[pick]  # (R,) so many revealed
+    of, order = of[pick], order[pick]
+    hidden = turns[of, order] >= step[:, None]  # (R, C)
+    hidden &= torch.arange(width, device=ids.device) < lengths[of, None]
+    truth, rows = ids[of, 1:-1], ids[of]
+    rows[:, 1:-1] = rows[:, 1:-1].masked_fill(hidden, model.config.mask_code_point)
+    logits = model(input_ids=rows, attention_mask=rows != PAD, ascii_only=is_usual(model)).logits[:, 1:-1]
+    truth = truth.masked_fill(~hidden, 0)  # a [SEP] is no class
+    share = log_probabilities(logits, truth) * hidden / hidden.sum(1, keepdim=True)
+    return share.new_zeros(len(names), width).index_add(0, of, share) / orders
+
+
+def _turns(name, seed, number, width):
+    """When each character is revealed: a permutation of the name's, and 0 beyond."""
+    turns = list(range(len(name)))
+    random.Random(f"{seed} {number} {name}").shuffle(turns)
+    return turns + [0] * (width - len(name))

@@ -1,0 +1,161 @@
+"""Names from patterns: which forms a pattern has, that only valid names come of it, and that searches find the best."""
+
+import itertools
+
+import pytest
+import torch
+
+from domain_canine import completion_domain_canine, normalize_domain
+from domain_canine.completion_domain_canine import ALPHABET, BadPattern, beam_search, complete, expand, sample
+from domain_canine.scoring_domain_canine import encode, score_names
+
+
+@pytest.mark.parametrize(
+    ("pattern", "length", "suffixes", "forms"),
+    [
+        ("py????.com", (4, 12), [], ["py????.com"]),
+        ("ex[MASK]mple.com", (4, 12), [], ["ex?mple.com"]),
+        ("best*shop.com", (8, 10), [], ["bestshop.com", "best?shop.com", "best??shop.com"]),
+        ("best*shop.com", (10, 10), [], ["best??shop.com"]),
+        ("a*b*c.de", (4, 4), [], ["ab?c.de", "a?bc.de"]),
+        ("*", (3, 4), ["com", "co.uk"], ["???.com", "????.com", "???.co.uk", "????.co.uk"]),
+        ("*", (2, 2), [], ["??.com"]),
+        ("shop.???", (4, 12), ["com", "io", "net"], ["shop.com", "shop.net"]),
+        ("shop.*", (4, 12), ["com", ".io"], ["shop.com", "shop.io"]),
+        ("shop.??", (4, 12), [], ["shop.??"]),
+        ("*-x.com", (2, 3), [], ["?-x.com"]),
+    ],
+)
+def test_the_forms_of_a_pattern(pattern, length, suffixes, forms):
+    assert sorted(expand(pattern, length, suffixes)) == sorted(forms)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "suffixes", "told"),
+    [
+        ("-ab?.com", [], "cannot become a domain name: bad label"),
+        ("a b?.com", [], "cannot become a domain name: bad character"),
+        ("ab?.com", ["net"], "ends in none of the suffixes net"),
+        ("ab.*", [], "say which suffixes"),
+        ("averyveryverylong*.com", [], "has 17 characters already, more than 12"),
+        ("*a*b*c*.com", [], "more than 10,000 forms"),
+        ("", [], "cannot become"),
+    ],
+)
+def test_patterns_of_which_nothing_can_come(pattern, suffixes, told):
+    with pytest.raises(BadPattern, match=told):
+        expand(pattern, (4, 60) if "forms" in told else (4, 12), suffixes)
+
+
+class Loves:
+    """A model that finds the characters of a text likely, each a little less than the one before."""
+
+    def __init__(self, model, text):
+        self.config, self.device, self.calls = model.config, model.device, 0
+        self.scores = torch.full((128,), -10.0)
+        for place, character in enumerate(text):
+            self.scores[ord(character)] = -float(place)
+
+    def __call__(self, input_ids, masked_positions=None, **_):
+        self.calls += 1
+        shape = input_ids.shape if masked_positions is None else masked_positions.shape
+        return type("Output", (), {"logits": self.scores.expand(*shape, 128)})
+
+
+@pytest.mark.parametrize("search", ["beam", "sample"])
+@pytest.mark.parametrize("order", ["confidence", "random"])
+def test_only_valid_names_come_of_a_model_that_wants_hyphens_digits_and_dots(model, search, order):
+    loves = Loves(model, ".-0")
+    patterns = ["*", "a*b.com", "??????.??", "a-?-?.com", "ab?-c.net", "ab-?c.net", "xn--?.com", "*.co.uk"]
+    for pattern in patterns:
+        found = names_of(loves, pattern, search, order)
+        assert found
+        for name in found:
+            assert normalize_domain(name) == name
+            labels = name.split(".")
+            assert labels[-1].isalpha() and len(labels) == pattern.count(".") + (1 if "." in pattern else 2)
+            # Unless the pattern itself has it.
+            assert name[2:4] != "--" or pattern.startswith("xn--")
+
+
+def names_of(loves, pattern, search, order):
+    forms = expand(pattern, (3, 8), [])
+    generator = torch.Generator().manual_seed(0)
+    if search == "beam":
+        return [name for each in beam_search(loves, forms, order, 8, generator) for name in each]
+    return sample(loves, forms * 4, order, 1.0, None, generator)
+
+
+def all_names(form):
+    places = [i for i, character in enumerate(form) if character == "?"]
+    for letters in itertools.product(ALPHABET, repeat=len(places)):
+        name = list(form)
+        for place, letter in zip(places, letters):
+            name[place] = letter
+        name = "".join(name)
+        if not any(label.startswith("-") or label.endswith("-") for label in name.split(".")):
+            yield name
+
+
+def test_a_wide_beam_finds_the_likeliest_of_all_names(model):
+    """One unknown character: all of them, in the order of the model. Two: what the chain rule says of every name."""
+    [found] = beam_search(model, ["ex?mple.com"], "confidence", 37, torch.Generator())
+    ids = encode(["exxmple.com"], model.device)
+    ids[0, 3] = model.config.mask_code_point
+    with torch.no_grad():
+        logits = model(input_ids=ids).logits[0, 3]
+    expected = sorted(all_names("ex?mple.com"), key=lambda name: -logits[ord(name[2])].item())
+    assert found == expected
+    [found] = beam_search(model, ["ab?c?.de"], "confidence", 2000, torch.Generator())
+    assert len(found) == len(set(found)) and set(found) == set(all_names("ab?c?.de"))
+
+
+def test_completions_are_ranked_by_the_score_and_left_out_if_known(model):
+    [found] = complete(model, ["ab??.com"], count=5)
+    bits = [each.bits_per_character for each in found]
+    assert len(found) == 5 and bits == sorted(bits) and len({each.name for each in found}) == 5
+    scores = score_names(model, [each.name for each in found])
+    assert [each.log_probability for each in found] == pytest.approx([s.log_probability for s in scores], abs=1e-4)
+    known = {found[0].name, found[2].name}
+    [rest] = complete(model, ["ab??.com"], count=5, exclude=known)
+    assert not known & {each.name for each in rest}
+    assert {each.name for each in found} - known <= {each.name for each in rest}
+
+
+@pytest.mark.parametrize("order", ["confidence", "random"])
+def test_draws_are_the_models_probabilities(model, order):
+    """One unknown character drawn 4,000 times."""
+    [ids] = encode(["exxmple.com"], model.device)
+    ids[3] = model.config.mask_code_point
+    with torch.no_grad():
+        logits = model(input_ids=ids[None]).logits[0, 3, [ord(letter) for letter in ALPHABET]]
+    for temperature, top_k in ((1.0, None), (0.5, None), (1.0, 3)):
+        expected = (logits / temperature).softmax(-1)
+        if top_k:
+            expected = torch.where(logits >= logits.topk(top_k).values[-1], expected, 0)
+            expected = expected / expected.sum()
+        names = sample(model, ["ex?mple.com"] * 4000, order, temperature, top_k, torch.Generator().manual_seed(1))
+        shares = torch.tensor([sum(name[2] == letter for name in names) / 4000 for letter in ALPHABET])
+        assert (shares - expected).abs().max() < 0.035
+        assert set(map(len, names)) == {11}
+
+
+def test_sampling_goes_on_until_there_are_enough_and_stops_where_there_are_no_more(model, monkeypatch):
+    [found] = complete(model, ["*"], count=60, search="sample", order="random", length=(5, 7), suffixes=["com", "net"])
+    assert len({each.name for each in found}) == 60
+    assert {len(each.name) for each in found} == {9, 10, 11} and {each.name[-3:] for each in found} == {"com", "net"}
+    [few] = complete(model, ["a?.com"], count=100, search="sample")
+    assert 1 <= len(few) <= 36
+    again = complete(model, ["*"], count=20, search="sample", seed=3)
+    assert again == complete(model, ["*"], count=20, search="sample", seed=3)
+    assert again != complete(model, ["*"], count=20, search="sample", seed=4)
+
+
+def test_patterns_of_many_kinds_at_once_are_the_same_as_one_by_one(model, monkeypatch):
+    patterns = ["py??.com", "a*.net", "shop?.de", "best*x.org"]
+    together = complete(model, patterns, count=3, length=(3, 8))
+    monkeypatch.setattr(completion_domain_canine, "SLOTS", 50)
+    for pattern, found in zip(patterns, together):
+        [single] = complete(model, [pattern], count=3, length=(3, 8))
+        assert [each.name for each in single] == [each.name for each in found]
+        assert found[0].pattern == pattern

@@ -1,0 +1,205 @@
+"""``score`` and ``complete`` on the command line: order, reasons, formats, and what goes wrong."""
+
+import contextlib
+import csv
+import gzip
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pyarrow.parquet as pq
+import pytest
+from conftest import ROOT
+
+from domain_canine import cli, rows
+from domain_canine.arguments import ModelArguments
+from domain_canine.errors import UserError
+from domain_canine.pretrained import build_model, build_tokenizer, load_model
+from domain_canine.sample import sample_names
+from domain_canine.scoring_domain_canine import score_names
+
+LINES = ["Example.com", "", "no-dot", "bücher.de", "http://a.com/x", "# note", "192.168.0.1", "last.org"]
+NAMES = ["example.com", None, None, "xn--bcher-kva.de", None, None, None, "last.org"]
+REASONS = [None, "empty", "one_label", None, "url", "comment", "ip_address", None]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model")
+    model = build_model(ModelArguments(model_size="tiny", config_overrides="num_hidden_layers=1"))
+    model.save_pretrained(path)
+    build_tokenizer(model, 128).save_pretrained(path)
+    return path
+
+
+def call(*words) -> int:
+    return cli.main([str(word) for word in words])
+
+
+def process(*words, **options):
+    command = [sys.executable, "-m", "domain_canine", *map(str, words)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, **options)
+
+
+@pytest.fixture
+def lines(tmp_path):
+    path = tmp_path / "lines.txt"
+    path.write_text("\n".join(LINES) + "\n")
+    return path
+
+
+def test_every_line_is_a_row_in_order_with_its_reason(folder, lines, tmp_path):
+    outputs = {suffix: tmp_path / f"scores.{suffix}" for suffix in ("csv", "jsonl", "parquet")}
+    for path in outputs.values():
+        assert call("score", folder, lines, "--output", path, "--characters") == 0
+    told = pq.read_table(outputs["parquet"]).to_pylist()
+    assert told == [json.loads(line) for line in outputs["jsonl"].read_text().splitlines()]
+    assert [row["input"] for row in told] == LINES and [row["name"] for row in told] == NAMES
+    assert [row["reason"] for row in told] == REASONS
+    model = load_model(str(folder)).eval()
+    for row in told:
+        if row["name"] is None:
+            assert row["log_probability"] is row["bits_per_character"] is row["characters"] is None
+            continue
+        [score] = score_names(model, [row["name"]])
+        assert row["characters"] == pytest.approx(score.characters, abs=1e-4)
+        assert row["log_probability"] == pytest.approx(score.log_probability, abs=1e-4)
+    with outputs["csv"].open() as file:
+        for row, other in zip(csv.DictReader(file), told, strict=True):
+            assert row["input"] == other["input"] and row["name"] == (other["name"] or "")
+            numbers = [float(number) for number in row["characters"].split()]
+            assert numbers == pytest.approx(other["characters"] or [], rel=1e-5)
+
+
+def rounded(table: bytes) -> list[dict]:
+    """Its rows; a process with other threads adds in another order."""
+    rows = list(csv.DictReader(table.decode().splitlines()))
+    for row in rows:
+        for name in ("log_probability", "bits_per_character"):
+            row[name] = row[name] and pytest.approx(float(row[name]), abs=1e-4)
+    return rows
+
+
+def test_names_files_and_standard_input_are_the_same(folder, lines, tmp_path, capfdbinary):
+    assert call("score", folder, lines) == 0
+    of_file = rounded(capfdbinary.readouterr().out)
+    with gzip.open(tmp_path / "lines.csv.gz", "wt") as file:
+        csv.writer(file).writerows([["id", "domain"], *([i, line] for i, line in enumerate(LINES))])
+    assert call("score", folder, tmp_path / "lines.csv.gz", "--column", "domain") == 0
+    assert rounded(capfdbinary.readouterr().out) == of_file
+    piped = process("score", folder, "-", stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert rounded(piped.communicate(lines.read_bytes())[0]) == of_file
+    assert call("score", folder, *(line for line in LINES if line)) == 0
+    assert rounded(capfdbinary.readouterr().out) == [row for row in of_file if row["input"]]
+
+
+def test_a_file_of_many_windows_is_scored_as_its_lines_are(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(rows, "WINDOW", 50)
+    names = sample_names(300)
+    (tmp_path / "names.txt").write_text("\n".join(names))
+    assert call("score", folder, tmp_path / "names.txt", "--output", tmp_path / "out.parquet") == 0
+    table = pq.read_table(tmp_path / "out.parquet")
+    assert table["name"].to_pylist() == names
+    model = load_model(str(folder)).eval()
+    expected = [score.log_probability for score in score_names(model, names)]
+    assert table["log_probability"].to_pylist() == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_row_of_a_csv_that_has_other_columns_stays_in_its_place(folder, tmp_path):
+    (tmp_path / "a.csv").write_text("domain,x\na.com,1\nb.com,1,2\nc.com,3\n")
+    assert call("score", folder, tmp_path / "a.csv", "--output", tmp_path / "a.jsonl") == 0
+    told = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+    assert [row["reason"] for row in told] == [None, "malformed_row", None]
+    assert [row["name"] for row in told] == ["a.com", None, "c.com"] and told[1]["input"] == "b.com,1,2"
+
+
+def test_an_empty_file_gives_an_empty_table(folder, tmp_path):
+    (tmp_path / "empty.txt").write_text("")
+    for suffix in ("csv", "jsonl", "parquet"):
+        assert call("score", folder, tmp_path / "empty.txt", "--output", tmp_path / f"e.{suffix}") == 0
+    assert pq.read_table(tmp_path / "e.parquet").num_rows == 0
+    assert (tmp_path / "e.csv").read_text().startswith("input,name,") and (tmp_path / "e.jsonl").read_text() == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["score", "MODEL", "nofile.txt"], "there is no file or folder 'nofile.txt'"),
+        (["score", "MODEL", "lines.csv", "--column", "nope"], "has no column 'nope'; it has a, b"),
+        (["score", "MODEL", "lines.csv"], "has the columns a, b; name one with --dataset_column"),
+        (["score", "MODEL", "a.com", "--output", "x.txt"], "give it the suffix .csv, .jsonl or .parquet"),
+        (["score", "MODEL", "a.com", "--output", "there.csv"], "exists; add --overwrite"),
+        (["score", "MODEL", "a.com", "--output", "no/where.csv"], "cannot be written: No such file"),
+        (["score", "MODEL", "a.com", "--orders", "-1"], "--orders must be at least 0, not -1"),
+        (["score", "nomodel/x/y", "a.com"], "cannot load the model"),
+        (["score", ".", "a.com"], "holds no model"),
+        (["score", "MODEL", "lines.csv", "a.com"], "is a file: give one file"),
+        (["complete", "MODEL", "a b?.com"], "cannot become a domain name"),
+        (["complete", "MODEL", "a?.com", "--length", "x"], "give MIN-MAX"),
+        (["complete", "MODEL", "a?.com", "--length", "9-3"], "give MIN-MAX"),
+        (["complete", "MODEL", "a?.com", "--count", "0"], "--count must be at least 1, not 0"),
+        (["complete", "MODEL", "a?.com", "--temperature", "0"], "--temperature must be above 0"),
+        (["complete", "MODEL", "a?.com", "--exclude", "nofile.txt"], "--exclude 'nofile.txt' is no file"),
+        (["complete", "MODEL", "a?.com", "--suffixes", "net"], "ends in none of the suffixes net"),
+    ],
+)
+def test_mistakes_are_one_message(folder, tmp_path, monkeypatch, words, told):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lines.csv").write_text("a,b\n1,2\n")
+    (tmp_path / "there.csv").write_text("mine")
+    with pytest.raises(UserError, match=told.replace("(", r"\(")):
+        call(*(folder if word == "MODEL" else word for word in words))
+    assert (tmp_path / "there.csv").read_text() == "mine" and not (tmp_path / "x.txt").exists()
+
+
+def test_overwrite_replaces(folder, tmp_path):
+    (tmp_path / "there.csv").write_text("mine")
+    assert call("score", folder, "a.com", "--output", tmp_path / "there.csv", "--overwrite") == 0
+    assert "a.com" in (tmp_path / "there.csv").read_text()
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_what_was_written_before_an_interrupt_is_valid(folder, tmp_path, suffix):
+    path, endless = tmp_path / f"out.{suffix}", b"".join(name.encode() + b"\n" for name in sample_names(5000))
+    running = process("score", folder, "-", "--output", path, stdin=subprocess.PIPE)
+    deadline = time.monotonic() + 60
+    os.set_blocking(running.stdin.fileno(), False)
+    while not (path.exists() and path.stat().st_size > 30_000) and time.monotonic() < deadline:
+        with contextlib.suppress(BlockingIOError):
+            running.stdin.write(endless)
+        time.sleep(0.02)
+    running.send_signal(signal.SIGINT)
+    assert running.wait(20) == 130 and b"Traceback" not in running.stderr.read()
+    if suffix == "parquet":
+        names = pq.read_table(path)["name"].to_pylist()
+    elif suffix == "csv":
+        names = [row["name"] for row in csv.DictReader(path.open())]
+    else:
+        names = [json.loads(line)["name"] for line in path.read_text().splitlines()]
+    assert len(names) > 500 and names == (sample_names(5000) * 100)[: len(names)]
+
+
+def test_a_reader_that_has_seen_enough_ends_it_quietly(folder, tmp_path):
+    (tmp_path / "names.txt").write_text("\n".join(sample_names(9_000)))
+    running = process("score", folder, tmp_path / "names.txt", stdout=subprocess.PIPE)
+    assert running.stdout.readline().startswith(b"input,")
+    running.stdout.close()
+    assert running.wait(60) == 141 and running.stderr.read() == b""
+
+
+def test_complete_writes_names_with_their_scores_and_says_what_is_missing(folder, tmp_path, capfd):
+    (tmp_path / "known.txt").write_text("\n".join(f"a{letter}.com" for letter in "abcdefghijklmnopqrstuvwxyz"))
+    out = tmp_path / "names.jsonl"
+    assert call("complete", folder, "a?.com", "*", "--count", "20", "--suffixes", "com,net", "--length", "2-3",
+                "--exclude", tmp_path / "known.txt", "--output", out) == 0  # fmt: skip
+    told = [json.loads(line) for line in out.read_text().splitlines()]
+    first = [row for row in told if row["pattern"] == "a?.com"]
+    assert {row["name"] for row in first} == {f"a{digit}.com" for digit in "0123456789"}
+    assert len(told) == 10 + 20 and "'a?.com': 10 of 20 names found" in capfd.readouterr().err
+    model = load_model(str(folder)).eval()
+    expected = [score.bits_per_character for score in score_names(model, [row["name"] for row in told])]
+    assert [row["bits_per_character"] for row in told] == pytest.approx(expected, abs=1e-4)
