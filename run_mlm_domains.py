@@ -58,7 +58,7 @@ def pretrain(model_arguments, data_arguments, args, stop: StopRequest, run_folde
     if trainer.is_world_process_zero():
         write_card = partial(write_model_card, trainer, metrics, model_arguments, data_arguments)
         write_card()
-        startup.print_final(args.output_dir, which, metrics, model.config.vocab_size)
+        startup.print_final(args.output_dir, which, metrics, trainer.kind, model.config.vocab_size)
         if args.push_to_hub:
             print(push_to_hub(trainer, write_card), file=sys.stderr)
     reporting.finish()

@@ -1,4 +1,4 @@
-"""The launch command as people start it, in a session of its own: waited for, or killed with all it has started."""
+"""A launch command as people start it, in a session of its own: waited for, or killed with all it has started."""
 
 import os
 import subprocess
@@ -12,7 +12,6 @@ import psutil
 from domain_canine.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
-SCRIPT = "run_mlm_domains.py"
 # A model so small that a step takes a few milliseconds, dropout on.
 SMALLEST = [
     "--model_size", "tiny", "--config_overrides",
@@ -28,15 +27,20 @@ class Launched:
         flags: of the training command.
         said: the file that gets its output.
         config: which of ``accelerate_configs``.
+        script: another training command.
         environment: what is set beside this process's own.
     """
 
-    def __init__(self, flags: list, said: Path, config: str = "cpu", **environment: str):
+    def __init__(
+        self, flags: list, said: Path, config: str = "cpu",
+        script: str = "run_mlm_domains.py", **environment: str,
+    ):  # fmt: skip
         command = [
             sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--config_file",
-            ROOT / "accelerate_configs" / f"{config}.yaml", ROOT / SCRIPT, *flags,
+            ROOT / "accelerate_configs" / f"{config}.yaml", ROOT / script, *flags,
         ]  # fmt: skip
-        self.said, self._mark, self.since = said, uuid.uuid4().hex, time.monotonic()
+        self.said, self.script = said, script
+        self._mark, self.since = uuid.uuid4().hex, time.monotonic()
         with said.open("w") as output:
             self.launcher = subprocess.Popen(
                 list(map(str, command)), cwd=ROOT, stdout=output, stderr=output, stdin=subprocess.DEVNULL,
@@ -65,7 +69,7 @@ class Launched:
         """The first training process, the launcher's child; None before it is there."""
         try:
             children = psutil.Process(self.launcher.pid).children()
-            return next((each for each in children if any(SCRIPT in word for word in each.cmdline())), None)
+            return next((each for each in children if any(self.script in word for word in each.cmdline())), None)
         except psutil.Error:
             return None
 

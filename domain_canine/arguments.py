@@ -228,7 +228,7 @@ class DomainTrainingArguments(TrainingArguments):
                 raise UserError(f"--{name} must not be negative, but is {getattr(self, name)}")
         if self.max_steps != -1:
             positive(self, "max_steps")
-        self.greater_is_better = self.metric_for_best_model.startswith("accuracy")
+        self.greater_is_better = (self.metric_for_best_model or "loss").startswith("accuracy")
         for name, why in REFUSED.items():
             if getattr(self, name):
                 raise UserError(f"--{name} is not for this program: {why}")

@@ -46,7 +46,7 @@ class _Share(NamedTuple):
     data: np.ndarray  # (C,) uint8 a byte, those of the window's names, and room for one more
     starts: np.ndarray  # (n,) int64 the byte before each
     lengths: np.ndarray  # (n,) int64 its characters
-    draws: np.ndarray  # (4, n) uint64 what its masks come from
+    drawn: np.ndarray  # (..., n) what comes with each: draws for its masks
     bounds: np.ndarray  # (M + 1,) of the micro-batches in the above
     rooms: np.ndarray  # (M,) characters that a micro-batch's L and K are for
 
@@ -56,7 +56,7 @@ class NameBatches(Dataset):
 
     Args:
         table, lengths: the names, and a byte a name; of fewer lengths, the first names.
-        collator: masks them.
+        collator: masks them; None where they are not masked (``LabelledBatches``).
         rank, ranks: this process, and how many there are.
         batch_size: names a rank and micro-step.
         micro_steps: gradient accumulation steps.
@@ -73,7 +73,7 @@ class NameBatches(Dataset):
         self,
         table: NameTable,
         lengths: np.ndarray,
-        collator: DataCollatorForCodePointMasking,
+        collator: DataCollatorForCodePointMasking | None,
         batch_size: int,
         rank: int = 0,
         ranks: int = 1,
@@ -84,7 +84,7 @@ class NameBatches(Dataset):
         global_batch: int | None = None,
     ):
         self.table = table
-        self.collator = collator.for_evaluation() if evaluation else collator
+        self.collator = collator.for_evaluation() if evaluation and collator else collator
         self.batch_size, self.rank, self.ranks = batch_size, rank, ranks
         self.evaluation, self.fixed_shapes = evaluation, fixed_shapes
         step = global_batch or batch_size * ranks * micro_steps
@@ -138,15 +138,19 @@ class NameBatches(Dataset):
         data, starts, lengths = spans(self.table.take(window.rows))
         # An empty name, the last, stands for the rows that are missing.
         starts, lengths = np.append(starts, starts[0])[mine], np.append(lengths, 0)[mine]
-        # By the name itself for evaluation, so that its masks do not change with its place in the file.
-        names = hashing.hash_names(data, starts, lengths) if self.evaluation else np.append(window.rows, 0)[mine]
-        draws = self.collator.draws(names, EVALUATION_EPOCH if self.evaluation else epoch)
+        drawn = self._draw(np.append(window.rows, -1)[mine], data, starts, lengths, epoch)
         begin, end = starts.min(), int((starts + lengths).max())
         data = np.pad(data[begin:end], (1, needed(FIXED_ROOMS[-1])))
         rooms = np.maximum(np.maximum.reduceat(lengths, bounds[:-1]), 1)
         if self.fixed_shapes:
             rooms = np.take(FIXED_ROOMS, np.searchsorted(FIXED_ROOMS, rooms))
-        return _Share(data, starts - begin, lengths, draws, bounds, rooms)
+        return _Share(data, starts - begin, lengths, drawn, bounds, rooms)
+
+    def _draw(self, rows, data, starts, lengths, epoch):
+        """What comes with the names of these rows (n,), -1 for an empty one: here four draws a name, (4, n) uint64."""
+        # By the name itself for evaluation, so that its masks do not change with its place in the file.
+        names = hashing.hash_names(data, starts, lengths) if self.evaluation else np.maximum(rows, 0)
+        return self.collator.draws(names, EVALUATION_EPOCH if self.evaluation else epoch)
 
     def _fill(self, share):
         """A rank's rows of a micro-step (B,), or at least one: an empty name rather than leave others waiting."""
@@ -165,7 +169,7 @@ class NameBatches(Dataset):
 
     def _make(self, places):
         """Masked micro-batches, {place: batch}."""
-        data, starts, lengths, draws, bounds, rooms = self._share
+        data, starts, lengths, drawn, bounds, rooms = self._share
         widest = int(rooms[places].max())
         length = needed(widest)
         rows = np.concatenate([np.arange(bounds[place], bounds[place + 1]) for place in places])
@@ -175,11 +179,17 @@ class NameBatches(Dataset):
         text = text.reshape(-1, length)
         text *= below(length).view(np.uint8).take(lengths + 1, axis=0)
         ids = _set_ends(text.astype(np.int32), lengths)
-        masked = self.collator.mask(ids, lengths, draws[:, rows], self.collator.most(widest))
-        made, begin, ascii_only = {}, 0, self.collator.keeps_ascii
+        made = self._finish(ids, lengths, drawn[..., rows], widest)
+        batches, begin = {}, 0
         for place in places:
             here = slice(begin, begin + bounds[place + 1] - bounds[place])
-            most = self.collator.most(int(rooms[place]))
-            made[place] = as_batch(masked, lengths + 2, here, most, ascii_only)
+            batches[place] = self._cut(made, lengths, here, int(rooms[place]))
             begin = here.stop
-        return made
+        return batches
+
+    def _finish(self, ids, lengths, drawn, widest):
+        """Framed names (B, L) and what came with them -> arrays (B, ...) that batches are cut from."""
+        return self.collator.mask(ids, lengths, drawn, self.collator.most(widest))
+
+    def _cut(self, masked, lengths, here, room):
+        return as_batch(masked, lengths + 2, here, self.collator.most(room), self.collator.keeps_ascii)

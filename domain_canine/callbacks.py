@@ -7,7 +7,7 @@ from tqdm import tqdm
 from transformers import EarlyStoppingCallback, TrainerCallback
 from transformers.trainer_utils import SaveStrategy
 
-from .metrics import perplexity, told_perplexity
+from .metrics import told_perplexity
 
 
 class CheckpointCallback(TrainerCallback):
@@ -63,10 +63,11 @@ class ProgressBar(TrainerCallback):
     Args:
         meter: the trainer's, which knows the loss.
         names_per_step: the global batch.
+        kind: of evaluation.
     """
 
-    def __init__(self, meter, names_per_step: int):
-        self.meter, self.names_per_step = meter, names_per_step
+    def __init__(self, meter, names_per_step: int, kind):
+        self.meter, self.names_per_step, self.kind = meter, names_per_step, kind
         # Into a file, a line now and then; on a terminal, twice a second.
         self.interval = 0.5 if sys.stderr.isatty() else 30.0
         self.bar = self.evaluation = None
@@ -89,7 +90,8 @@ class ProgressBar(TrainerCallback):
         if elapsed >= self.interval or state.global_step >= state.max_steps:
             loss = self.meter.loss()  # the only place of a step that waits for the device
             rate = (state.global_step - self.last_step) * self.names_per_step / max(elapsed, 1e-9)
-            told = f"loss {loss:.3f}, perplexity {told_perplexity(perplexity(loss))}, "
+            told = f"loss {loss:.3f}, "
+            told += "".join(f"{name} {told_perplexity(value)}, " for name, value in self.kind.of_loss(loss).items())
             told += f"lr {lr_scheduler.get_last_lr()[0]:.2e}, {rate:,.0f} names/s"
             self.bar.set_postfix_str(told, refresh=False)
             self.bar.n = state.global_step
@@ -109,7 +111,7 @@ class ProgressBar(TrainerCallback):
             self.evaluation = None
         if self.bar is not None and "eval_loss" in metrics:
             self.bar.n = state.global_step
-            self.bar.write(evaluation_line(metrics, state), file=sys.stderr)
+            self.bar.write(evaluation_line(metrics, state, self.kind), file=sys.stderr)
         self._restart(state)
 
     def on_save(self, args, state, control, **kwargs):
@@ -121,12 +123,7 @@ class ProgressBar(TrainerCallback):
                 bar.close()
 
 
-def evaluation_line(metrics: dict, state) -> str:
+def evaluation_line(metrics: dict, state, kind) -> str:
     """The figures of one evaluation in a line."""
     epoch = "" if state.epoch is None else f"epoch {state.epoch:.2f}, "
-    whole, name, suffix = (told_perplexity(metrics[f"eval_perplexity{part}"]) for part in ("", "_name", "_suffix"))
-    return (
-        f"{epoch}step {state.global_step:,}: validation loss {metrics['eval_loss']:.4f}, perplexity {whole} "
-        f"(name {name}, suffix {suffix}), {metrics['eval_bits_per_character']:.3f} bits per character, "
-        f"accuracy {metrics['eval_accuracy']:.1%}, top 5 {metrics['eval_accuracy_top5']:.1%}"
-    )
+    return f"{epoch}step {state.global_step:,}: validation loss {metrics['eval_loss']:.4f}, {kind.line(metrics)}"

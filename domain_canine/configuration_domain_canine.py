@@ -13,11 +13,16 @@ class DomainCanineConfig(CanineConfig):
         mask_code_point: stands for a masked character. U+E003 is CANINE's own [MASK], the one that
             ``google/canine-c`` was pretrained with.
         objective: ``mlm`` or ``any_order``, how it was trained: names are scored accordingly.
+        pooling: ``cls`` or ``mean``, what a classifier stands on.
+        label_mean, label_std: of the numbers that a regression was trained on; its outputs are in their units.
     """
 
     vocab_size: int = 128
     mask_code_point: int = 0xE003
     objective: str = "mlm"
+    pooling: str = "cls"
+    label_mean: float = 0.0
+    label_std: float = 1.0
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
 

@@ -112,10 +112,11 @@ class FiniteSteps:
 
 
 def names_of(batch: dict[str, torch.Tensor]) -> list[str]:
-    """The names that a masked batch was made of."""
-    ids, at, labels = (batch[name].clone().cpu() for name in ("input_ids", "masked_positions", "labels"))
-    target = labels != IGNORED
-    ids.scatter_(1, at, torch.where(target, labels, ids.gather(1, at)))
+    """The names that a batch was made of; what is masked of them is in the labels."""
+    ids = batch["input_ids"].clone().cpu()
+    if "masked_positions" in batch:
+        at, labels = batch["masked_positions"].cpu(), batch["labels"].cpu()
+        ids.scatter_(1, at, torch.where(labels != IGNORED, labels, ids.gather(1, at)))
     names = ("".join(map(chr, row[1 : row.index(SEP)])) for row in ids.tolist())
     return [name for name in names if name]  # empty ones stand for rows that were missing
 

@@ -68,10 +68,8 @@ def _largest(batches) -> dict[str, torch.Tensor]:
     rows, characters = batches.largest()
     names = torch.full((rows, needed(characters)), ord("a"))
     names[:, 0] = CLS
+    batch = {"input_ids": names, "attention_mask": torch.ones_like(names)}
+    if batches.collator is None:
+        return batch | {"labels": torch.zeros(rows, dtype=torch.long), "loss_weights": torch.ones(rows)}
     masked = torch.ones(rows, batches.collator.most(characters), dtype=torch.long)
-    return {
-        "input_ids": names,
-        "attention_mask": torch.ones_like(names),
-        "masked_positions": masked,
-        "labels": masked * ord("a"),
-    }
+    return batch | {"masked_positions": masked, "labels": masked * ord("a")}

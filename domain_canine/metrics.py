@@ -12,6 +12,43 @@ LN2 = math.log(2)
 SUMS = ("nats", "weight", "name_nats", "name_weight", "suffix_nats", "suffix_weight", "targets", "top1", "top5")
 
 
+class MaskedFigures:
+    """An evaluation of masked characters: batches in, figures out. The trainer knows no other thing of it."""
+
+    def begin(self, device: torch.device) -> None:
+        """A new evaluation, of a model on this device."""
+        self._sums = torch.zeros(len(SUMS), dtype=wide(device), device=device)
+
+    def add(self, model, batch: dict[str, torch.Tensor]) -> None:
+        """A batch, on the device."""
+        weights = batch.pop("loss_weights", None)
+        suffix = suffix_positions(batch)
+        labels = batch.pop("labels")
+        self._sums += masked_sums(model(**batch).logits, labels, suffix, weights)
+
+    def figures(self, accelerator) -> dict[str, float]:
+        """Of the batches of all processes."""
+        return figures(accelerator.reduce(self._sums, "sum"))
+
+    def of_loss(self, loss: float) -> dict[str, float]:
+        """What a loss means in other units, for the log."""
+        return {"perplexity": perplexity(loss)}
+
+    def line(self, metrics: dict[str, float]) -> str:
+        """An evaluation's figures in a line."""
+        whole, name, suffix = (told_perplexity(metrics[f"eval_perplexity{part}"]) for part in ("", "_name", "_suffix"))
+        return (
+            f"perplexity {whole} (name {name}, suffix {suffix}), "
+            f"{metrics['eval_bits_per_character']:.3f} bits per character, "
+            f"accuracy {metrics['eval_accuracy']:.1%}, top 5 {metrics['eval_accuracy_top5']:.1%}"
+        )
+
+
+def wide(device: torch.device) -> torch.dtype:
+    """What sums are kept in."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def masked_sums(logits: torch.Tensor, labels: torch.Tensor, suffix: torch.Tensor, weights: torch.Tensor | None = None):
     """The SUMS of a batch.
 
@@ -43,8 +80,7 @@ def masked_sums(logits: torch.Tensor, labels: torch.Tensor, suffix: torch.Tensor
         best[..., 0],
         best.any(-1),
     )
-    wide = torch.float32 if logits.device.type == "mps" else torch.float64
-    return torch.stack([each.sum(dtype=wide) for each in sums])
+    return torch.stack([each.sum(dtype=wide(logits.device)) for each in sums])
 
 
 def suffix_positions(batch: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -74,6 +74,7 @@ class DomainCanineModel(DomainCaninePreTrainedModel):
         ascii_only: bool = False,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
+        pooled_only: bool = False,
     ) -> tuple | CanineModelOutputWithPooling:
         """Encode names.
 
@@ -82,6 +83,7 @@ class DomainCanineModel(DomainCaninePreTrainedModel):
             attention_mask: (B, L), 1 where real; by default where ``input_ids`` is not 0.
             masked_positions: (B, K); the last layer then runs at these positions only.
             ascii_only: promises that ``input_ids`` are ASCII or U+E000 to U+E007; the same result, sooner.
+            pooled_only: leave out what ``pooler_output`` does not need, which is the way back up to characters.
 
         Returns:
             ``last_hidden_state`` (B, L, D), or (B, K, D) with ``masked_positions``, and ``pooler_output`` (B, D).
@@ -120,11 +122,15 @@ class DomainCanineModel(DomainCaninePreTrainedModel):
         # one, which stock CANINE drops, never is: it only carries characters back up.
         molecule_mask = F.pad(mask.unflatten(1, (-1, rate)).any(-1), (0, 1))
         whole = self.pooler is not None or trace is not None
+        needed = slice(0, 1) if pooled_only else slice(1, None)  # [CLS] is for the pooler alone
         molecules = self.encoder(
-            self.chars_to_molecules(characters), molecule_mask, trace, None if whole else lambda states: states[:, 1:]
-        )
+            self.chars_to_molecules(characters), molecule_mask, trace,
+            None if whole and not pooled_only else lambda states: states[:, needed],
+        )  # fmt: skip
         pooled = None if self.pooler is None else torch.tanh(self.pooler["dense"](molecules[:, 0]))
-        molecules = molecules[:, 1:] if whole else molecules  # [CLS] is for the pooler alone
+        if pooled_only:
+            return CanineModelOutputWithPooling(pooler_output=pooled)
+        molecules = molecules[:, 1:] if whole else molecules
         states = self.projection(characters, molecules)
         if masked_positions is None:
             states = self.final_char_encoder(states, mask, trace)[:, :length]
@@ -226,7 +232,12 @@ class DomainCanineForMaskedLM(DomainCaninePreTrainedModel):
 
 
 class DomainCanineForSequenceClassification(DomainCaninePreTrainedModel):
-    """A linear classifier (or regression, ``num_labels=1``) on the pooled [CLS] molecule, as stock CANINE's."""
+    """A linear classifier (or regression, ``num_labels=1``) on a name's state: ``config.pooling`` says which.
+
+    ``cls``: the pooled [CLS] molecule, as stock CANINE's. ``mean``: the mean of the characters' final states.
+    """
+
+    accepts_loss_kwargs = True
 
     def __init__(self, config: DomainCanineConfig):
         super().__init__(config)
@@ -244,30 +255,67 @@ class DomainCanineForSequenceClassification(DomainCaninePreTrainedModel):
         position_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
+        loss_weights: torch.Tensor | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        ascii_only: bool = False,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
     ) -> tuple | SequenceClassifierOutput:
-        """Labels: (B,) class indices; (B,) or (B, num_labels) floats for regression or several labels a name."""
+        """Classify names.
+
+        Args:
+            labels: (B,) class indices; (B,) or (B, num_labels) floats for regression or several labels a name.
+            loss_weights: (B,) of each name in the loss; 1 by default.
+            num_items_in_batch: what the weighted sum is divided by; the sum of the weights by default.
+            ascii_only: as of ``DomainCanineModel``.
+
+        Returns:
+            ``loss`` in nats a name (regression: squared error over the labels' variance), ``logits`` (B, num_labels).
+        """
+        mean = self.config.pooling == "mean"
         outputs = self.canine(
-            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds,
+            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, ascii_only=ascii_only,
             output_attentions=output_attentions, output_hidden_states=output_hidden_states,
+            pooled_only=not (mean or output_attentions or output_hidden_states),
         )  # fmt: skip
-        logits = self.classifier(self.dropout(outputs.pooler_output))
+        pooled = outputs.pooler_output
+        if mean:
+            given = attention_mask
+            if given is None:
+                given = input_ids != 0 if inputs_embeds is None else inputs_embeds.new_ones(inputs_embeds.shape[:2])
+            pooled = mean_of_characters(outputs.last_hidden_state, given)
+        logits = self.classifier(self.dropout(pooled))
+        if self.config.problem_type == "regression":
+            logits = logits.float() * self.config.label_std + self.config.label_mean
+        loss = None
+        if labels is not None:
+            each = self._losses(logits, labels)
+            weights = torch.ones_like(each) if loss_weights is None else loss_weights.to(each.dtype)
+            items = weights.sum() if num_items_in_batch is None else num_items_in_batch
+            loss = (each * weights).sum() / items
         return SequenceClassifierOutput(
-            loss=None if labels is None else self._loss(logits, labels),
-            logits=logits,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
 
-    def _loss(self, logits, labels):
-        problem = self.config.problem_type
+    def _losses(self, logits, labels):
+        """Of each name (B,)."""
+        problem, logits = self.config.problem_type, logits.float()
         if problem is None:
             whole = not labels.is_floating_point()
             several = "single_label_classification" if whole else "multi_label_classification"
             problem = "regression" if self.config.num_labels == 1 else several
-        if problem == "regression":
-            return F.mse_loss(logits.reshape(-1).float(), labels.reshape(-1).float())
         if problem == "single_label_classification":
-            return F.cross_entropy(logits.float(), labels.reshape(-1))
-        return F.binary_cross_entropy_with_logits(logits.float(), labels.float())
+            return F.cross_entropy(logits, labels.reshape(-1), reduction="none")
+        labels = labels.float().view_as(logits)
+        if problem == "regression":
+            return F.mse_loss(logits, labels, reduction="none").mean(-1) / self.config.label_std**2
+        return F.binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(-1)
+
+
+def mean_of_characters(states: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    """States (B, L, D) of names in [CLS] .. [SEP] -> the mean over their characters (B, D).
+
+    [CLS] and [SEP] are left out: masked language modelling trains neither's state. [SEP] is the last real position.
+    """
+    inside = (attention_mask[:, 2:, None] != 0).to(states.dtype)  # a character stands wherever something follows
+    return (states[:, 1:-1] * inside).sum(1) / inside.sum(1).clamp(min=1)

@@ -7,7 +7,7 @@ from pickle import UnpicklingError
 
 import torch
 from safetensors import SafetensorError
-from transformers import CanineConfig
+from transformers import CanineConfig, PreTrainedModel
 
 from . import hub
 from .arguments import DEFAULT_MODEL, ModelArguments, code_point
@@ -34,6 +34,11 @@ OVERRIDES = (
     "num_hash_buckets", "hidden_act", "hidden_dropout_prob", "attention_probs_dropout_prob", "initializer_range",
     "layer_norm_eps", "local_transformer_stride", "vocab_size",
 )  # fmt: skip
+
+_HEADS = {
+    DomainCanineForMaskedLM: ("masked characters", "run_mlm_domains.py"),
+    DomainCanineForSequenceClassification: ("labels", "run_classify_domains.py"),
+}
 
 # save_pretrained now writes the shipped files beside the weights, and the config points to them.
 DomainCanineConfig.register_for_auto_class()
@@ -66,21 +71,24 @@ def build_model(arguments: ModelArguments, objective: str = "mlm") -> DomainCani
     return model
 
 
-def load_for_use(name: str) -> DomainCanineForMaskedLM:
+def load_for_use(name: str, kind: type[PreTrainedModel] = DomainCanineForMaskedLM) -> PreTrainedModel:
     """A trained model, in evaluation mode, on the GPU if there is one.
 
     Raises:
         UserError: as ``load_model``.
     """
     device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    return load_model(name, trained=True).to(device).eval()
+    return load_model(name, trained=True, kind=kind).to(device).eval()
 
 
-def load_model(name: str, trained: bool = False) -> DomainCanineForMaskedLM:
-    """Any CANINE checkpoint, from the Hub or a folder, as a masked language model.
+def load_model(
+    name: str, trained: bool = False, kind: type[PreTrainedModel] = DomainCanineForMaskedLM, **changes
+) -> PreTrainedModel:
+    """Any CANINE checkpoint, from the Hub or a folder, as a masked language model or another ``kind``.
 
     Args:
-        trained: the head must be there, too; else a new one is made where it is not.
+        trained: the head must be there, too; else a new one is made where it is not, or has another shape.
+        changes: of the configuration.
 
     Raises:
         UserError: nothing is there, or it is no CANINE, or weights are missing.
@@ -100,9 +108,11 @@ def load_model(name: str, trained: bool = False) -> DomainCanineForMaskedLM:
             raise UserError(f"{name!r} is no CANINE but of the type {told.get('model_type')}; try {DEFAULT_MODEL}")
         with _quiet_loading():
             # Not what the configuration may ask for: attention can be code of the Hub.
-            model, loaded = DomainCanineForMaskedLM.from_pretrained(
-                name, output_loading_info=True, attn_implementation="sdpa"
-            )
+            model, loaded = kind.from_pretrained(
+                name, output_loading_info=True, attn_implementation="sdpa",
+                ignore_mismatched_sizes=kind is DomainCanineForSequenceClassification and not trained,
+                **changes,
+            )  # fmt: skip
     except UnpicklingError as error:
         raise UserError(
             f"the weights of {name!r} are pickled (pytorch_model.bin) with more than tensors, which could be code of "
@@ -114,10 +124,14 @@ def load_model(name: str, trained: bool = False) -> DomainCanineForMaskedLM:
             "(and HF_HUB_OFFLINE), or give a local folder. A training can start from random weights: --model_size."
         ) from error
     missing = sorted(loaded["missing_keys"])
-    if any(key.startswith("canine.") for key in missing):
-        raise UserError(f"{name!r} lacks {len(missing)} weights of the encoder, {missing[0]} among them")
+    # The pooler is no part of a masked language model. Another number of labels takes another head.
+    missing += [key for key, *_ in loaded["mismatched_keys"] if not key.startswith("classifier.")]
+    encoder = [key for key in missing if key.startswith("canine.") and not key.startswith("canine.pooler.")]
+    if encoder:
+        raise UserError(f"{name!r} lacks {len(encoder)} weights of the encoder, {encoder[0]} among them")
     if trained and missing:
-        raise UserError(f"{name!r} has no head for masked characters; train one with run_mlm_domains.py")
+        head, script = _HEADS[kind]
+        raise UserError(f"{name!r} has no head for {head}; train one with {script}")
     return model
 
 

@@ -22,6 +22,7 @@ from .guards import FP16_IN_A_ROW, FiniteSteps, Late, out_of_memory
 from .loader import BatchLoader
 from .memory import fit_batch
 from .meter import Meter
+from .metrics import MaskedFigures
 from .rates import AskedRates
 from .sharded import gathered, keep_sums_in_fp32, refuse_other_kind
 from .stopping import StopRequest
@@ -45,10 +46,12 @@ class ResumableTrainer(Trainer):
 
     Args:
         stop: whether somebody wants training to end.
+        kind: what evaluations add up, and how losses and figures are told: MaskedFigures, or what is made like it.
     """
 
-    def __init__(self, stop: StopRequest | None = None, **kwargs):
+    def __init__(self, stop: StopRequest | None = None, kind=None, **kwargs):
         super().__init__(**kwargs)
+        self.kind = kind or MaskedFigures()
         self.model_class = type(self.model)
         if self.is_fsdp_enabled:
             keep_sums_in_fp32(self.accelerator)
@@ -70,7 +73,7 @@ class ResumableTrainer(Trainer):
             self.args.ignore_data_skip = True
             self.add_callback(StreamEpoch(self.train_dataset.steps_per_epoch))
         self.add_callback(CheckpointCallback(None if self.streamed else self.train_dataset.plan.steps))
-        self.bar = ProgressBar(self.meter, self.get_total_train_batch_size(self.args))
+        self.bar = ProgressBar(self.meter, self.get_total_train_batch_size(self.args), self.kind)
         self.add_callback(self.bar)
         if self.args.early_stopping_patience:
             self.add_callback(EarlyStopping(self.args.early_stopping_patience))

@@ -16,7 +16,7 @@ def settings(model_arguments, data_arguments, args, content: str | None = None) 
         content: of the names, where they are known.
     """
     shares, data = args.gradient_accumulation_steps * args.world_size, dict(vars(data_arguments))
-    slots = data.pop("slots_per_batch")
+    slots = data.pop("slots_per_batch", None)
     names = None if slots else args.per_device_train_batch_size * shares
     step = {"optim": args.optim.value, "names a step": names, "slots a step": slots and slots * shares}
     known = {"content of the names": content} if content else {}

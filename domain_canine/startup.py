@@ -14,7 +14,7 @@ from transformers.utils import logging as transformers_logging
 
 from . import checkpoints, reporting
 from .arguments import DataArguments, DomainTrainingArguments, ModelArguments
-from .metrics import told_perplexity
+from .modeling_domain_canine import DomainCanineForMaskedLM
 from .run_file import refuse_changed_run, settings, write_run_file
 from .run_folder import RUN_FILE, RunFolder, agreed
 
@@ -84,11 +84,10 @@ def print_table(args, model, model_arguments, data_rows, train, objective: str, 
             print(f"{name:>10}  {value}", file=sys.stderr)
 
 
-def print_final(folder: str, which: str, metrics: dict[str, float], classes: int) -> None:
-    perplexity = metrics.get("eval_perplexity", 0)
-    told = f" (validation perplexity {told_perplexity(perplexity)})" if metrics else ""
+def print_final(folder: str, which: str, metrics: dict[str, float], kind, classes: int | None = None) -> None:
+    told = f" (validation: {kind.line(metrics)})" if metrics else ""
     print(f"saved the {which} weights{told} to {folder}", file=sys.stderr)
-    if perplexity > classes:
+    if classes is not None and metrics.get("eval_perplexity", 0) > classes:
         print(
             f"warning: that is worse than guessing among the {classes} classes: the run has diverged; lower "
             "--learning_rate and start afresh",
@@ -100,8 +99,12 @@ def _model_row(model, arguments) -> tuple[str, str]:
     config = model.config
     parameters = sum(parameter.numel() for parameter in model.parameters())
     origin = f"random weights ({arguments.model_size})" if arguments.model_size else model.name_or_path
-    shape = f"{config.num_hidden_layers} layers, {config.hidden_size} wide, {config.vocab_size} classes"
-    return "model", f"{origin}: {parameters:,} parameters, {shape}, mask U+{config.mask_code_point:04X}"
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    told = f"{parameters:,} parameters" + (f" ({trained:,} of them trained)" if trained < parameters else "")
+    shape = f"{config.num_hidden_layers} layers, {config.hidden_size} wide"
+    if isinstance(model, DomainCanineForMaskedLM):
+        shape += f", {config.vocab_size} classes, mask U+{config.mask_code_point:04X}"
+    return "model", f"{origin}: {told}, {shape}"
 
 
 def _run_rows(args, steps_per_epoch: int | None, objective: str, from_random_weights: bool) -> list[tuple[str, str]]:
@@ -113,6 +116,7 @@ def _run_rows(args, steps_per_epoch: int | None, objective: str, from_random_wei
         epochs = args.num_train_epochs
         steps = f"{steps_per_epoch:,} an epoch x {epochs:g} epochs = {math.ceil(steps_per_epoch * epochs):,}"
     planned = args.max_steps if args.max_steps > 0 else math.ceil(steps_per_epoch * args.num_train_epochs)
+    warmup = args.get_warmup_steps(planned)
     rows = [
         ("objective", objective),
         ("device", f"{ranks} x {device}, {args.precision}{tf32}, {args.dataloader_num_workers} loader worker(s)"),
@@ -120,10 +124,10 @@ def _run_rows(args, steps_per_epoch: int | None, objective: str, from_random_wei
             "batch",
             f"{batch} names x {accumulation} accumulated x {ranks} = {batch * accumulation * ranks:,} names a step",
         ),
-        ("steps", f"{steps}; learning rate {args.learning_rate:g}, warm-up {args.warmup_steps:g} steps"),
+        ("steps", f"{steps}; learning rate {args.learning_rate:g}, warm-up {warmup:,} steps"),
         ("output", args.output_dir),
     ]
-    if args.warmup_steps >= planned:
+    if warmup >= planned:
         rows.append(("warning", f"the warm-up is as long as the run of {planned:,} steps: lower --warmup_steps"))
     if from_random_weights and args.learning_rate < 1e-4:
         rows.append(("warning", f"{args.learning_rate:g} suits a pretrained model; random weights take 1e-3 to 3e-3"))

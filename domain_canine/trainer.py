@@ -1,4 +1,4 @@
-"""Masked language modelling by the Hugging Face Trainer, with exact sums."""
+"""Training by the Hugging Face Trainer, with exact sums."""
 
 import json
 import shutil
@@ -11,7 +11,6 @@ from . import checkpoints
 from .errors import UserError, first_line
 from .guards import poisoned
 from .masking import IGNORED
-from .metrics import SUMS, figures, masked_sums, perplexity, suffix_positions
 from .reporting import make_unfailing
 from .resumable import CANNOT_WRITE, EvaluationInterrupted, ResumableTrainer
 from .run_folder import agreed
@@ -19,8 +18,8 @@ from .sharing import create_repository
 
 
 class DomainTrainer(ResumableTrainer):
-    """Masked language modelling: the loss and its log entry are total nats over total masked characters, across ranks
-    and accumulation; the evaluation keeps sums, no logits; the final folder gets the best weights.
+    """The loss and its log entry are total nats over total masked characters, or names, across ranks and accumulation;
+    the evaluation adds up; the final folder gets the best weights.
     """
 
     def __init__(self, **kwargs):
@@ -46,7 +45,7 @@ class DomainTrainer(ResumableTrainer):
             # The Trainer's own entry is a mean of the steps' means.
             nats, weight = self.since_log().tolist()
             logs["loss"] = nats / weight if weight else float("nan")
-            logs["perplexity"] = perplexity(logs["loss"])
+            logs |= self.kind.of_loss(logs["loss"])
             self.meter.since_log = torch.zeros(2)
         super().log(logs, start_time)
 
@@ -55,24 +54,18 @@ class DomainTrainer(ResumableTrainer):
     def evaluation_loop(
         self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
     ):
-        """Sums over all batches and ranks, then the figures of ``metrics.figures``."""
+        """All batches of all ranks, added up by ``kind``."""
         model = self.model_wrapped if self.is_in_train else self._prepared_for_evaluation()
         model.eval()
         self.callback_handler.eval_dataloader = dataloader
-        sums = torch.zeros(len(SUMS), dtype=torch.float32 if self.args.device.type == "mps" else torch.float64)
-        sums = sums.to(self.args.device)
+        self.kind.begin(self.args.device)
         with torch.no_grad():
             for index, batch in enumerate(dataloader):
                 if self.is_in_train and self.evaluation_stops(index):
                     raise EvaluationInterrupted
-                batch = self._prepare_inputs(batch)
-                weights = batch.pop("loss_weights", None)
-                suffix = suffix_positions(batch)
-                labels = batch.pop("labels")
-                sums += masked_sums(model(**batch).logits, labels, suffix, weights)
+                self.kind.add(model, self._prepare_inputs(batch))
                 self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
-        told = figures(self.accelerator.reduce(sums, "sum"))
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in told.items()}
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in self.kind.figures(self.accelerator).items()}
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=len(dataloader.dataset))
 
     def _prepared_for_evaluation(self):
@@ -132,8 +125,9 @@ class DomainTrainer(ResumableTrainer):
 
 
 def target_weight(batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Summed weights of a batch's targets: their number, or the characters of its names for any_order."""
-    targets = (batch["labels"] != IGNORED).float()
-    if "loss_weights" in batch:
-        targets = targets * batch["loss_weights"][:, None]
-    return targets.sum()
+    """Summed weights of a batch's targets: of masked characters, of all characters for any_order, or of names."""
+    labels, weights = batch["labels"], batch.get("loss_weights")
+    if labels.ndim == 1:
+        return weights.sum()
+    targets = (labels != IGNORED).float()
+    return (targets if weights is None else targets * weights[:, None]).sum()

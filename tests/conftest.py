@@ -116,7 +116,7 @@ def told_losses(monkeypatch):
 
     def tell(*losses):
         told = iter(losses)
-        monkeypatch.setattr("domain_canine.trainer.figures", lambda sums: figures(sums) | {"loss": next(told)})
+        monkeypatch.setattr("domain_canine.metrics.figures", lambda sums: figures(sums) | {"loss": next(told)})
 
     return tell
 

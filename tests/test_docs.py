@@ -8,6 +8,7 @@ from conftest import ROOT
 
 from domain_canine import cli
 from domain_canine.arguments import DataArguments, DomainTrainingArguments, ModelArguments, Parser
+from domain_canine.classify_arguments import ClassifierArguments, ClassifyDataArguments, ClassifyTrainingArguments
 
 DOCUMENTS = [ROOT / "README.md", ROOT / "CLAUDE.md", *sorted((ROOT / "docs").glob("*.md"))]
 
@@ -23,26 +24,29 @@ def commands() -> list[list[str]]:
     return found
 
 
-def parser() -> Parser:
-    return Parser((ModelArguments, DataArguments, DomainTrainingArguments))
+def parser(script="run_mlm_domains.py") -> Parser:
+    if script == "run_mlm_domains.py":
+        return Parser((ModelArguments, DataArguments, DomainTrainingArguments))
+    return Parser((ClassifierArguments, ClassifyDataArguments, ClassifyTrainingArguments))
 
 
-def test_training_commands_parse():
-    lines = [words for words in commands() if "run_mlm_domains.py" in words]
-    assert len(lines) >= 6
+@pytest.mark.parametrize(("script", "least"), [("run_mlm_domains.py", 6), ("run_classify_domains.py", 3)])
+def test_training_commands_parse(script, least):
+    lines = [words for words in commands() if script in words]
+    assert len(lines) >= least
     for words in lines:
-        at = words.index("run_mlm_domains.py")
+        at = words.index(script)
         for config in [words[i + 1] for i, word in enumerate(words[:at]) if word == "--config_file"]:
             assert (ROOT / config).is_file(), words
         arguments = words[at + 1 :]
         if not arguments or not arguments[0].endswith(".yaml"):
-            parser().parse(arguments)
+            parser(script).parse(arguments)
 
 
 def test_other_commands_parse():
     modules = [words[words.index("-m") + 1 :] for words in commands() if "-m" in words]
     ours = [words for words in modules if words[0] == "domain_canine"]
-    assert {words[1] for words in ours} == {"check", "prepare", "fill", "score", "complete"}
+    assert {words[1] for words in ours} == {"check", "prepare", "fill", "score", "complete", "classify"}
     for words in ours:
         cli.build_parser().parse_args(words[1:])
     for words in modules:
@@ -52,16 +56,22 @@ def test_other_commands_parse():
     assert targets <= set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.M))
 
 
-def test_quoted_defaults_are_the_codes():
-    rows = re.findall(r"^\| `--(\w+)`.*? \| (.*?) \|", (ROOT / "README.md").read_text(), re.M)
+@pytest.mark.parametrize(
+    ("document", "script", "flags"),
+    [("README.md", "run_mlm_domains.py", []), ("docs/fine_tuning.md", "run_classify_domains.py", ["--train_file", "x"])],
+)
+def test_quoted_defaults_are_the_codes(document, script, flags):
+    rows = re.findall(r"^\| `--(\w+)`.*? \| (.*?) \|", (ROOT / document).read_text(), re.M)
     assert len(rows) >= 15
-    model, data, args = parser().parse([])
+    owners = parser(script).parse(flags)
     for flag, quoted in rows:
-        owner = next(each for each in (model, data, args) if hasattr(each, flag))
+        owner = next(each for each in owners if hasattr(each, flag))
         value = getattr(owner, flag)
         value = getattr(value, "value", value)
         if flag == "model_name_or_path":
             from domain_canine.arguments import DEFAULT_MODEL as value
+        if flag == "train_file":
+            value = None
         if quoted.strip("`") in ("", "off", "all"):
             assert value in (None, False), flag
         else:

@@ -17,10 +17,10 @@ time.sleep(600)
 """
 
 
-def test_a_kill_reaches_all_and_says_what_was_said(tmp_path, monkeypatch):
-    (tmp_path / "script.py").write_text(SCRIPT)
-    monkeypatch.setattr(launched, "SCRIPT", str(tmp_path / "script.py"))
-    with launched.Launched(["--anything"], tmp_path / "said.txt", OMP_NUM_THREADS="1") as run:
+def test_a_kill_reaches_all_and_says_what_was_said(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    with launched.Launched(["--anything"], tmp_path / "said.txt", script=str(script), OMP_NUM_THREADS="1") as run:
         deadline = time.monotonic() + 90
         while "child" not in run.text():
             assert run.ended() is None and time.monotonic() < deadline, run.text()

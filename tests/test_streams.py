@@ -21,6 +21,7 @@ from domain_canine.data import build_batches, build_collator
 from domain_canine.errors import UserError
 from domain_canine.loader import BatchLoader
 from domain_canine.masking import IGNORED
+from domain_canine.metrics import MaskedFigures
 from domain_canine.remote import FileStream, open_stream
 from domain_canine.sample import sample_names
 from domain_canine.streams import StreamBatches
@@ -240,7 +241,9 @@ def test_the_epoch_of_a_stream_is_that_of_its_names_or_none(tmp_path):
         assert seen == told
         metrics = {f"eval_{name}": 1.0 for name in ("loss", "perplexity", "perplexity_name", "perplexity_suffix",
                                                     "bits_per_character", "accuracy", "accuracy_top5")}  # fmt: skip
-        assert evaluation_line(metrics, trainer.state).startswith("epoch 1.50, step 6:" if steps else "step 6:")
+        assert evaluation_line(metrics, trainer.state, MaskedFigures()).startswith(
+            "epoch 1.50, step 6:" if steps else "step 6:"
+        )
 
 
 def test_a_resume_opens_no_file_before_its_own(tmp_path, monkeypatch):

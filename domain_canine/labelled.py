@@ -1,0 +1,280 @@
+"""Names with labels: read from csv, tsv and parquet, cleaned, split, and made into batches."""
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet
+import torch
+
+from . import hashing
+from .batches import NameBatches
+from .cleaning import hash_array, normalize_lines, on_validation_side
+from .errors import UserError, first_line
+from .masking import below
+from .modeling_domain_canine import IGNORED
+from .normalization_domain_canine import MAX_NAME
+from .readers import KNOWN_COLUMNS, as_bytes, choose_column, kind_of
+from .sources import local_paths
+from .table import NameTable
+
+_ORDER = 301  # the kind of draw that training names are put in order by
+
+
+@dataclass
+class Labelled:
+    """Names and their labels: class indices (N,) int64, or numbers (N,) float64."""
+
+    names: pa.StringArray
+    labels: np.ndarray
+
+    def where(self, mask: np.ndarray) -> "Labelled":
+        return Labelled(self.names.filter(pa.array(mask)), self.labels[mask])
+
+
+@dataclass
+class LabelledNames:
+    """Both sides of a split.
+
+    Args:
+        classes: what the class indices mean, in order; None for numbers.
+        told: rows for the start-up table.
+    """
+
+    train: Labelled
+    validation: Labelled
+    classes: list[str] | None
+    told: list[tuple[str, str]]
+
+    @property
+    def content(self) -> str:
+        """Equal for equal names, labels and sides."""
+        sides = [
+            hashing.key(hash_array(side.names), side.labels.view(np.uint64)).sum(dtype=np.uint64)
+            for side in (self.train, self.validation)
+        ]
+        return f"{int(hashing.key(*sides)):016x}"
+
+
+def load_labelled(data) -> LabelledNames:
+    """The names of ``ClassifyDataArguments``.
+
+    Raises:
+        UserError: a file, a column or a label will not do.
+    """
+    numbers = data.task == "regression"
+    counts = Counter()
+    names, labels = _read(data.train_file, data, counts)
+    held_out = _read(data.validation_file, data, Counter()) if data.validation_file else None
+    if numbers:
+        classes, train = None, Labelled(names, _as_numbers(labels, data.train_file))
+    else:
+        classes = sorted(set(labels), key=_order)
+        if len(classes) < 2:
+            raise UserError(f"{data.train_file!r}: every name has the label {classes[0]!r}; two or more are needed")
+        train = _unique(Labelled(names, _indices(labels, classes, data.train_file)), counts)
+    if held_out is None:
+        aside = on_validation_side(groups(train.names, data.split_by), data.validation_split, data.split_seed)
+        train, validation = train.where(~aside), train.where(aside)
+        how = f"{data.validation_split:.0%} by a hash of the {'name' if data.split_by == 'name' else 'last two labels'}"
+    else:
+        names, labels = held_out
+        if numbers:
+            validation = Labelled(names, _as_numbers(labels, data.validation_file))
+        else:
+            validation = _unique(Labelled(names, _indices(labels, classes, data.validation_file)), Counter())
+        seen = np.isin(hash_array(train.names), hash_array(validation.names))
+        counts["in validation"] += int(seen.sum())
+        train, how = train.where(~seen), "given"
+    for side, what in ((train, "train on"), (validation, "validate on")):
+        if not len(side.labels):
+            raise UserError(f"{data.train_file!r} leaves no name to {what}: give more names, or another split")
+    order = np.argsort(hashing.key(data.split_seed, _ORDER, hash_array(train.names)), kind="stable")
+    train = Labelled(train.names.take(pa.array(order)), train.labels[order])
+    return LabelledNames(train, validation, classes, _told(data, counts, train, validation, classes, how))
+
+
+def _read(source, data, counts) -> tuple[pa.StringArray, list[str]]:
+    """Names and labels of all files, in order; what is left out is counted."""
+    paths = local_paths(source)
+    if paths is None:
+        raise UserError(f"there is no file or folder {source!r}; names with labels are read from csv, tsv and parquet")
+    names, labels = [], []
+    for path in paths:
+        lines, told = _columns(path, data.dataset_column, data.label_column, counts)
+        found, valid = normalize_lines(lines, MAX_NAME, lambda index, line, reason: counts.update([reason]))
+        labelled = np.array([label != "" for label in told], bool)
+        counts["rows"] += len(lines)
+        counts["without a label"] += int((valid & ~labelled).sum())
+        keep = valid & labelled
+        names.append(found.filter(pa.array(keep)))
+        labels += [label for label, kept in zip(told, keep) if kept]
+    if not labels:
+        raise UserError(f"{source!r} holds no name with a label in the column {data.label_column!r}")
+    return pa.concat_arrays(names), labels
+
+
+def _columns(path: Path, column, label_column, counts) -> tuple[pa.BinaryArray, list[str]]:
+    """The cells of a file's two columns, as bytes and as text."""
+    kind = kind_of(path)
+    if kind == ".txt":
+        raise UserError(f"{str(path)!r} has no columns: names with labels are read from csv, tsv and parquet")
+
+    def skip(row):
+        counts["malformed rows"] += 1
+        return "skip"
+
+    try:
+        if kind == ".parquet":
+            table = pyarrow.parquet.read_table(path)
+        else:
+            as_text = {name: pa.string() for name in (column, label_column, *KNOWN_COLUMNS) if name}
+            parsing = pyarrow.csv.ParseOptions(
+                delimiter="\t" if kind == ".tsv" else ",", newlines_in_values=True, invalid_row_handler=skip
+            )
+            table = pyarrow.csv.read_csv(
+                path, parse_options=parsing, convert_options=pyarrow.csv.ConvertOptions(column_types=as_text)
+            )
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"cannot read {str(path)!r}: {first_line(error)}") from error
+    column = choose_column([name for name in table.column_names if name != label_column], column, repr(str(path)))
+    if label_column not in table.column_names:
+        raise UserError(
+            f"{str(path)!r} has no column {label_column!r}; it has {', '.join(table.column_names)}: set --label_column"
+        )
+    labels = table[label_column].cast(pa.string()).fill_null("").to_pylist()
+    return as_bytes(table[column]), [label.strip() for label in labels]
+
+
+def _order(label):
+    """Numbers by value, before words."""
+    return (0, int(label), label) if label.lstrip("-").isdecimal() else (1, 0, label)
+
+
+def _indices(labels, classes, source):
+    of = {label: index for index, label in enumerate(classes)}
+    if unknown := set(labels) - set(classes):
+        raise UserError(f"{source!r} has the label {min(unknown)!r}, which no training name has ({', '.join(classes)})")
+    return np.array([of[label] for label in labels], np.int64)
+
+
+def _as_numbers(labels, source):
+    try:
+        numbers = np.array(labels, np.float64)
+    except ValueError:
+        wrong = next(label for label in labels if not _is_number(label))
+        raise UserError(f"{source!r}: the label {wrong!r} is no number, as --task regression needs") from None
+    if not np.isfinite(numbers).all():
+        raise UserError(f"{source!r} has a label that is not finite ({numbers[~np.isfinite(numbers)][0]})")
+    return numbers
+
+
+def _is_number(text):
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _unique(side: Labelled, counts) -> Labelled:
+    """Each name once; none that has two labels."""
+    hashes = hash_array(side.names)
+    pairs = np.stack([hashes, side.labels.astype(np.uint64)])
+    _, first = np.unique(pairs, axis=1, return_index=True)
+    unique, times = np.unique(hashes[first], return_counts=True)
+    contradicted = unique[times > 1]
+    counts["duplicates"] += len(hashes) - len(first)
+    counts["with two labels"] += len(contradicted)
+    keep = np.zeros(len(hashes), bool)
+    keep[first] = ~np.isin(hashes[first], contradicted)
+    return side.where(keep)
+
+
+def groups(names: pa.StringArray, by: str) -> np.ndarray:
+    """What a name's side of the split goes by, itself or its last two labels: (N,) uint64."""
+    if by == "name":
+        return hash_array(names)
+    return hash_array(pc.struct_field(pc.extract_regex(names, r"(?P<last>[^.]+\.[^.]+)$"), "last"))
+
+
+def _told(data, counts, train, validation, classes, how):
+    left_out = ", ".join(
+        f"{what.replace('_', ' ')} {count:,}" for what, count in counts.items() if what != "rows" and count
+    )
+    rows = [
+        ("data", data.train_file),
+        ("rows", f"{counts['rows']:,} rows read" + (f"; left out: {left_out}" if left_out else "")),
+        ("names", f"{len(train.labels):,} to train on, {len(validation.labels):,} for validation ({how})"),
+    ]
+    if classes is None:
+        rows.append(("labels", f"{train.labels.min():g} to {train.labels.max():g}, mean {train.labels.mean():g}"))
+    else:
+        times = np.bincount(train.labels, minlength=len(classes))
+        shown = sorted(zip(times.tolist(), classes), reverse=True)
+        told = ", ".join(f"{name} {count:,}" for count, name in shown[:8])
+        rows.append(("labels", told + (f" and {len(classes) - 8} more" if len(classes) > 8 else "")))
+    return rows
+
+
+def positive_index(data, names: LabelledNames) -> int:
+    """Of two classes, the one to be found.
+
+    Raises:
+        UserError: ``--positive_label`` is none of them.
+    """
+    if data.positive_label is None:
+        return 1
+    if data.positive_label not in names.classes:
+        raise UserError(f"--positive_label {data.positive_label!r} is none of {', '.join(names.classes)}")
+    return names.classes.index(data.positive_label)
+
+
+def build_batches(data: LabelledNames, args, weights: np.ndarray | None) -> tuple["LabelledBatches", "LabelledBatches"]:
+    """Training batches, with ``weights`` (C,) of the classes, and validation batches."""
+    seed = args.seed if args.data_seed is None else args.data_seed
+    place = {"rank": args.process_index, "ranks": args.world_size, "seed": seed, "fixed_shapes": args.torch_compile}
+    train = LabelledBatches(
+        data.train, args.per_device_train_batch_size, weights, micro_steps=args.gradient_accumulation_steps, **place
+    )
+    validation = LabelledBatches(data.validation, args.per_device_eval_batch_size, weights, evaluation=True, **place)
+    return train, validation
+
+
+class LabelledBatches(NameBatches):
+    """Batches of names with labels: ``input_ids``, ``attention_mask`` (B, L), ``labels``, ``loss_weights`` (B,).
+
+    An empty name, where a rank has none, has the weight 0.
+
+    Args:
+        side: the names.
+        weights: (C,) of the classes in the loss; of all names 1 without it.
+    """
+
+    def __init__(self, side: Labelled, batch_size: int, weights: np.ndarray | None = None, **options):
+        lengths = np.asarray(pc.binary_length(side.names)).astype(np.uint8)
+        super().__init__(NameTable([side.names]), lengths, None, batch_size, **options)
+        self.numbers = side.labels.dtype == np.float64
+        of_each = np.ones(len(side.labels)) if weights is None else weights[side.labels]
+        empty = 0 if self.numbers else IGNORED
+        self._labels = np.append(side.labels, empty)
+        self._weights = np.append(of_each, 0).astype(np.float32)
+
+    def _draw(self, rows, data, starts, lengths, epoch):
+        return rows[None]
+
+    def _finish(self, ids, lengths, drawn, widest):
+        rows = drawn[0]
+        labels = self._labels[rows].astype(np.float32 if self.numbers else np.int64)
+        return {"input_ids": ids, "labels": labels, "loss_weights": self._weights[rows]}
+
+    def _cut(self, made, lengths, here, room):
+        batch = {name: values[here].copy() for name, values in made.items()}
+        batch["input_ids"] = batch["input_ids"].astype(np.int64)
+        real = below(batch["input_ids"].shape[1]).take(lengths[here] + 2, axis=0)
+        batch["attention_mask"] = real.astype(np.int64)
+        return {name: torch.from_numpy(values) for name, values in batch.items()} | {"ascii_only": True}

@@ -1,0 +1,60 @@
+"""What a classifier says of names: batches of like lengths, in constant memory, the order kept."""
+
+import csv
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from .classification import LabelFigures, class_report, told_report
+from .labelled import Labelled
+from .modeling_domain_canine import DomainCanineForSequenceClassification
+from .pretrained import load_model
+from .scoring_domain_canine import by_length, encode
+from .tokenization_domain_canine import PAD
+
+
+@torch.inference_mode()
+def classify_names(model, names: list[str]) -> np.ndarray:
+    """Logits (N, num_labels) float32 of normalised names, in their order; of a regression the numbers (N, 1).
+
+    Args:
+        model: DomainCanineForSequenceClassification in evaluation mode.
+    """
+    logits = np.empty((len(names), model.config.num_labels), np.float32)
+    for group in by_length(names):
+        ids = encode([names[index] for index in group], model.device)
+        logits[group] = model(input_ids=ids, attention_mask=ids != PAD, ascii_only=True).logits.float().cpu().numpy()
+    return logits
+
+
+def shares(logits: np.ndarray) -> np.ndarray:
+    """Logits (N, C) -> probabilities (N, C)."""
+    return torch.from_numpy(logits).softmax(-1).numpy()
+
+
+def write_report(args, side: Labelled, kind: LabelFigures) -> None:
+    """Of the weights in the run folder: what they say of each validation name, into a csv; figures of each class,
+    into ``eval_results.json`` and on stderr.
+    """
+    run = Path(args.output_dir)
+    model = load_model(str(run), trained=True, kind=DomainCanineForSequenceClassification).to(args.device).eval()
+    names = side.names.to_pylist()
+    outputs = classify_names(model, names)
+    with (run / "validation_predictions.csv").open("w") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        if kind.classes is None:
+            writer.writerow(["name", "label", "predicted"])
+            writer.writerows(zip(names, side.labels.tolist(), outputs[:, 0].tolist()))
+            return
+        guessed = outputs.argmax(1)
+        writer.writerow(["name", "label", "predicted", *(f"p_{name}" for name in kind.classes)])
+        for name, label, best, row in zip(names, side.labels, guessed, shares(outputs).tolist()):
+            writer.writerow([name, kind.classes[label], kind.classes[best], *(f"{share:.6f}" for share in row)])
+    report = class_report(kind.classes, kind.positive, outputs, side.labels)
+    path = run / "eval_results.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | report, indent=1) + "\n")
+    for line in told_report(kind.classes, report):
+        print(line, file=sys.stderr)

@@ -1,0 +1,80 @@
+"""Figures of classifiers and regressions, against their definitions."""
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from conftest import SMALL
+
+from domain_canine import DomainCanineConfig, DomainCanineForSequenceClassification
+from domain_canine.classification import (
+    LabelFigures,
+    class_figures,
+    class_report,
+    recall_at,
+    regression_figures,
+    told_report,
+)
+
+
+def test_figures_of_two_classes_by_hand():
+    scores = np.array([0.9, 0.8, 0.7, 0.6, 0.3, 0.2, 0.1, 0.05])
+    labels = np.array([1, 1, 0, 1, 0, 1, 0, 0])
+    logits = np.log(np.stack([1 - scores, scores], axis=1))
+    found = class_figures(logits, labels)
+    assert found["accuracy"] == 6 / 8
+    assert found["macro_f1"] == pytest.approx((6 / 8 + 6 / 8) / 2)
+    # Pairs of a positive and a negative in the right order: 4 + 4 + 3 + 2 of 16.
+    assert found["auc"] == pytest.approx(13 / 16)
+    assert recall_at(0.0, scores, labels == 1) == (0.5, pytest.approx(0.8))
+    assert recall_at(0.25, scores, labels == 1) == (0.75, pytest.approx(0.6))
+    assert found["recall_at_fpr_0.01"] == 0.5
+    # The other class as the one to be found: of four, those below 0.2.
+    assert class_figures(logits, labels, positive=0)["recall_at_fpr_0.01"] == 0.5
+
+
+def test_near_certain_scores_keep_their_order():
+    """Probabilities would all be 1 in single precision, and the recall at few false positives be nothing."""
+    logits = np.array([[0, 40], [0, 41], [0, 42], [0, 39]], np.float32)
+    assert class_figures(logits, np.array([0, 1, 1, 0]))["recall_at_fpr_0.001"] == 1
+
+
+def test_figures_of_several_classes():
+    generator = np.random.default_rng(0)
+    logits, labels = generator.normal(size=(500, 4)), generator.integers(0, 3, 500)  # the last one does not occur
+    found = class_figures(logits, labels)
+    assert 0.4 < found["auc"] < 0.6 and "recall_at_fpr_0.01" not in found
+    logits[np.arange(500), labels] += 50
+    found = class_figures(logits, labels)
+    assert found["auc"] == found["accuracy"] == found["macro_f1"] == 1
+
+
+def test_the_report_counts_each_class():
+    logits = np.array([[2, 0], [2, 0], [0, 2], [0, 2], [2, 0]], float)
+    report = class_report(["no", "yes"], 1, logits, np.array([0, 0, 1, 0, 1]))
+    assert report["confusion_matrix"] == [[2, 1], [1, 1]]
+    assert report["classes"]["yes"] == {"precision": 0.5, "recall": 0.5, "f1": 0.5, "names": 2}
+    lines = told_report(["no", "yes"], report)
+    assert any(line.split() == ["no", "2", "1"] for line in lines) and any("0.1%" in line for line in lines)
+
+
+def test_figures_of_numbers():
+    labels, guessed = np.array([1.0, 2, 3, 4]), np.array([1.0, 2, 3, 8])
+    found = regression_figures(guessed, labels)
+    assert found == pytest.approx({"rmse": 2.0, "mae": 1.0, "r2": 1 - 16 / 5, "spearman": 1.0})
+    assert "spearman" not in regression_figures(np.ones(4), labels)
+
+
+def test_the_loss_is_weighted_and_empty_names_do_not_count():
+    model = DomainCanineForSequenceClassification(DomainCanineConfig(**SMALL)).eval()
+    ids = torch.full((3, 6), ord("a"))
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": torch.tensor([0, 1, -100])}
+    batch["loss_weights"] = torch.tensor([3.0, 1.0, 0.0])
+    figures = LabelFigures(["a", "b"])
+    figures.begin(torch.device("cpu"))
+    with torch.no_grad():
+        figures.add(model, batch)
+        logits = model(ids).logits
+    each = torch.nn.functional.cross_entropy(logits[:2], torch.tensor([0, 1]), reduction="none")
+    told = figures.figures(Accelerator(cpu=True))
+    assert told["loss"] == pytest.approx(float(3 * each[0] + each[1]) / 4, rel=1e-6) and told["names"] == 2

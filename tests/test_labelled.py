@@ -1,0 +1,193 @@
+"""Names with labels: what is read, left out, and on which side."""
+
+import gzip
+
+import numpy as np
+import pyarrow.csv as pc
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from domain_canine.classifier import class_weights
+from domain_canine.classify_arguments import ClassifierArguments, ClassifyDataArguments, ClassifyTrainingArguments
+from domain_canine.errors import UserError
+from domain_canine.labelled import LabelledBatches, load_labelled, positive_index
+from domain_canine.sample import sample_names
+
+HEAD = "domain,label\n"
+
+
+def write(path, text):
+    path.write_text(text)
+    return path
+
+
+def load(file, **options):
+    return load_labelled(ClassifyDataArguments(train_file=str(file), **options))
+
+
+def pairs(side, classes=None):
+    labels = side.labels.tolist() if classes is None else [classes[label] for label in side.labels]
+    return dict(zip(side.names.to_pylist(), labels))
+
+
+@pytest.fixture
+def file(tmp_path):
+    rows = [f"{name},{'good' if i % 3 else 'bad'}" for i, name in enumerate(sample_names(300))]
+    return write(tmp_path / "names.csv", HEAD + "\n".join(rows) + "\n")
+
+
+def test_what_is_left_out_is_counted(tmp_path):
+    rows = ["Example.COM.,b", "a.com,a", "a.com,a", "both.com,a", "both.com,b", "none.com,", "not a name,a", "c.com,b",
+            "1.2.3.4,a", "too,many,cells", '"quoted.com","a"', "# said,a"]  # fmt: skip
+    data = load(write(tmp_path / "names.csv", HEAD + "\n".join(rows) + "\n"), validation_split=0.5)
+    together = pairs(data.train, data.classes) | pairs(data.validation, data.classes)
+    assert together == {"example.com": "b", "a.com": "a", "c.com": "b", "quoted.com": "a"}
+    told = dict(data.told)["rows"]
+    for part in ("11 rows read", "without a label 1", "bad character 1", "ip address 1", "comment 1", "duplicates 1",
+                 "with two labels 1", "malformed rows 1"):  # fmt: skip
+        assert part in told, part
+
+
+def test_all_formats_and_several_files_are_the_same(tmp_path, file):
+    expected = load(file)
+    table = pc.read_csv(file)
+    (tmp_path / "gz").mkdir()
+    with gzip.open(tmp_path / "gz" / "names.csv.gz", "wt") as packed:
+        packed.write(file.read_text())
+    pq.write_table(table, tmp_path / "names.parquet")
+    write(tmp_path / "names.tsv", file.read_text().replace(",", "\t"))
+    (tmp_path / "parts").mkdir()
+    lines = file.read_text().splitlines()[1:]
+    for i in range(2):
+        write(tmp_path / "parts" / f"{i}.csv", HEAD + "\n".join(lines[i::2]) + "\n")
+    for other in ("gz/names.csv.gz", "names.parquet", "names.tsv", "parts", "parts/*.csv"):
+        data = load(tmp_path / other)
+        assert data.content == expected.content and pairs(data.train) == pairs(expected.train), other
+
+
+def test_content_tells_names_labels_and_sides_apart(tmp_path, file):
+    seen = {load(file).content, load(file, split_seed=1).content}
+    first, *rows = file.read_text().splitlines()
+    one, other = rows[0].split(","), rows[1].split(",")
+    swapped = [f"{one[0]},{other[1]}", f"{other[0]},{one[1]}", *rows[2:]]
+    seen.add(load(write(tmp_path / "swapped.csv", HEAD + "\n".join(swapped))).content)
+    assert len(seen) == 3
+    assert load(write(tmp_path / "reversed.csv", HEAD + "\n".join(reversed(rows)))).content == load(file).content
+
+
+def test_training_names_of_the_validation_file_are_left_out(tmp_path):
+    train = write(tmp_path / "train.csv", HEAD + "a.com,x\nb.com,y\nc.com,x\n")
+    dev = write(tmp_path / "dev.csv", HEAD + "B.com,x\nd.com,y\n")
+    data = load(train, validation_file=str(dev))
+    assert pairs(data.train, data.classes) == {"a.com": "x", "c.com": "x"}
+    assert pairs(data.validation, data.classes) == {"b.com": "x", "d.com": "y"}
+    assert "in validation 1" in dict(data.told)["rows"]
+
+
+def test_split_by_last_two_labels_keeps_them_together(tmp_path):
+    rows = [f"{host}{i}.{name},{i % 2}" for i, name in enumerate(sample_names(80)) for host in "abc"]
+    file = write(tmp_path / "names.csv", HEAD + "\n".join(rows) + "\n")
+
+    def last_two(side):
+        return {tuple(name.split(".")[-2:]) for name in side.names.to_pylist()}
+
+    apart = load(file, split_by="last_two_labels", validation_split=0.3)
+    assert not last_two(apart.train) & last_two(apart.validation) and len(apart.validation.labels) > 20
+    mixed = load(file, validation_split=0.3)
+    assert last_two(mixed.train) & last_two(mixed.validation)
+
+
+def test_classes_are_in_order_and_weighted(tmp_path):
+    rows = [f"{name},{10 if i % 4 else 9}" for i, name in enumerate(sample_names(200))]
+    file = write(tmp_path / "names.csv", HEAD + "\n".join(rows) + "\n")
+    data = load(file)
+    assert data.classes == ["9", "10"] and positive_index(ClassifyDataArguments(train_file="x"), data) == 1
+    assert positive_index(ClassifyDataArguments(train_file="x", positive_label="9"), data) == 0
+    balanced = class_weights(ClassifyDataArguments(train_file="x", class_weights="balanced"), data)
+    times = np.bincount(data.train.labels)
+    assert balanced * times == pytest.approx([len(data.train.labels) / 2] * 2)
+    assert class_weights(ClassifyDataArguments(train_file="x", class_weights="9=5"), data).tolist() == [5, 1]
+
+
+def test_batches_hold_each_name_once_with_its_label(file):
+    data = load(file)
+    expected = pairs(data.train)
+    seen = {}
+    for rank in range(2):
+        batches = LabelledBatches(data.train, 7, np.array([3.0, 1.0]), rank=rank, ranks=2, micro_steps=2)
+        for step in range(batches.plan.steps * 2):
+            batch = batches[0, step]
+            for ids, real, label, weight in zip(*(batch[name] for name in (
+                "input_ids", "attention_mask", "labels", "loss_weights"
+            ))):  # fmt: skip
+                name = "".join(map(chr, ids[1 : int(real.sum()) - 1]))
+                if not name:
+                    assert weight == 0 and label == -100
+                    continue
+                assert name not in seen and weight == (1 if label else 3)
+                seen[name] = int(label)
+    assert seen == expected
+
+
+def test_numbers_are_labels_as_they_are(tmp_path):
+    rows = [f"{name},{i * 0.5}" for i, name in enumerate(sample_names(50))]
+    data = load(write(tmp_path / "n.csv", HEAD + "\n".join(rows) + "\n"), task="regression")
+    assert data.classes is None and data.train.labels.dtype == np.float64
+    batch = LabelledBatches(data.train, 8)[0, 0]
+    assert batch["labels"].dtype == torch.float32 and set(batch["labels"].tolist()) <= {i * 0.5 for i in range(50)}
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "told"),
+    [
+        (HEAD + "a.com,x\nb.com,x\n", {}, "every name has the label 'x'"),
+        (HEAD, {}, "holds no name with a label"),
+        ("domain,label\n", {"label_column": "class"}, "has no column 'class'; it has domain, label"),
+        ("one,two,label\n1,2,3\n", {}, "has the columns one, two; name one with --dataset_column"),
+        (HEAD + "a.com,1\nb.com,many\n", {"task": "regression"}, "the label 'many' is no number"),
+        (HEAD + "a.com,1\nb.com,inf\n", {"task": "regression"}, "not finite"),
+        (HEAD + "a.com,x\nb.com,y\n", {"validation_split": 0.001}, "leaves no name to validate on"),
+    ],
+)
+def test_what_will_not_do_is_one_message(tmp_path, text, options, told):
+    with pytest.raises(UserError, match=told):
+        load(write(tmp_path / "names.csv", text), **options)
+
+
+def test_other_mistakes(tmp_path, file):
+    with pytest.raises(UserError, match="there is no file or folder 'nofile.csv'"):
+        load("nofile.csv")
+    with pytest.raises(UserError, match="has no columns"):
+        load(write(tmp_path / "names.txt", "a.com\n"))
+    with pytest.raises(UserError, match="cannot read"):
+        load(write(tmp_path / "names.parquet", "no parquet"))
+    with pytest.raises(UserError, match="the label 'odd', which no training name has"):
+        load(file, validation_file=str(write(tmp_path / "dev.csv", HEAD + "q.com,odd\n")))
+    data = load(file)
+    for weights, told in (("worse=2", "is not name=weight with one of bad, good"), ("bad=x", "is no number"),
+                          ("bad=0", "must be above 0")):  # fmt: skip
+        with pytest.raises(UserError, match=told):
+            class_weights(ClassifyDataArguments(train_file="x", class_weights=weights), data)
+    with pytest.raises(UserError, match="--positive_label 'evil' is none of bad, good"):
+        positive_index(ClassifyDataArguments(train_file="x", positive_label="evil"), data)
+    for kind, options, told in (
+        (ClassifyDataArguments, {}, "--train_file is missing"),
+        (
+            ClassifyDataArguments,
+            {"train_file": "x", "validation_file": "y", "split_by": "last_two_labels"},
+            "contradict",
+        ),
+        (
+            ClassifyDataArguments,
+            {"train_file": "x", "task": "regression", "class_weights": "balanced"},
+            "is for classes",
+        ),
+        (ClassifierArguments, {"freeze_encoder": True, "lora_rank": 4}, "contradict"),
+        (ClassifierArguments, {"model_size": "tiny", "lora_rank": 4}, "are random"),
+        (ClassifierArguments, {"lora_rank": 0}, "--lora_rank must be above 0"),
+    ):
+        with pytest.raises(UserError, match=told):
+            kind(**options)
+    with pytest.raises(UserError, match="--metric_for_best_model auc is none of a regression"):
+        ClassifyTrainingArguments(metric_for_best_model="auc").choose_metric("regression")
