@@ -34,16 +34,21 @@ from domain_canine.readers import read
 FIGURES = ("macro_f1", "auc", "recall_at_fpr_0.01", "recall_at_fpr_0.001", "accuracy")
 
 
-def tfidf(data: LabelledNames, positive: int) -> dict[str, float]:
-    """The figures of a logistic regression on the TF-IDF of 1 to 4 characters."""
+def tfidf_model():
+    """A logistic regression on the TF-IDF of 1 to 4 characters."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
 
-    model = make_pipeline(
+    return make_pipeline(
         TfidfVectorizer(analyzer="char", ngram_range=(1, 4), sublinear_tf=True, min_df=2),
         LogisticRegression(C=10, max_iter=2000),
     )
+
+
+def tfidf(data: LabelledNames, positive: int) -> dict[str, float]:
+    """Its figures."""
+    model = tfidf_model()
     model.fit(data.train.names.to_pylist(), data.train.labels)
     shares = model.predict_log_proba(data.validation.names.to_pylist())
     return class_figures(shares, data.validation.labels, positive)

@@ -105,7 +105,9 @@ class DataArguments:
         "Hub id, local file, folder or glob (txt, csv, tsv, parquet; gzipped too), or 'sample' for synthetic names.",
         aliases=["--dataset_name", "--train_file"],
     )
-    dataset_column: str | None = flag(None, "Column with the names, for csv, tsv, parquet and Hub data.")
+    dataset_column: str | None = flag(
+        None, "Column with the names, for csv, tsv, parquet and Hub data.", aliases=["--column"]
+    )
     streaming: bool = flag(False, "Read names while training instead of first; they are not de-duplicated then.")
     num_samples: int | None = flag(None, "Use the first so many valid names only (before the split), for a quick test.")
     max_length: int = flag(128, "Longest input in code points, [CLS] and [SEP] included; longer names are left out.")

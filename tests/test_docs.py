@@ -58,7 +58,10 @@ def test_other_commands_parse():
 
 @pytest.mark.parametrize(
     ("document", "script", "flags"),
-    [("README.md", "run_mlm_domains.py", []), ("docs/fine_tuning.md", "run_classify_domains.py", ["--train_file", "x"])],
+    [
+        ("README.md", "run_mlm_domains.py", []),
+        ("docs/fine_tuning.md", "run_classify_domains.py", ["--train_file", "x"]),
+    ],
 )
 def test_quoted_defaults_are_the_codes(document, script, flags):
     rows = re.findall(r"^\| `--(\w+)`.*? \| (.*?) \|", (ROOT / document).read_text(), re.M)
