@@ -25,6 +25,7 @@ from domain_canine.classifier import ClassifierTrainer, build_classifier, class_
 from domain_canine.classify_arguments import ClassifierArguments, ClassifyDataArguments, ClassifyTrainingArguments
 from domain_canine.errors import Stopped, UserError
 from domain_canine.labelled import build_batches, load_labelled
+from domain_canine.modeling_domain_canine import mean_of_characters
 from domain_canine.predictions import classify_names
 from domain_canine.pretrained import build_tokenizer, load_model
 from domain_canine.sample import sample_names
@@ -276,3 +277,9 @@ def test_a_folder_that_is_taken_is_left_alone(files, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="is not empty and not a run"):
         run(monkeypatch, files, "--model_size", "tiny", "--output_dir", tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_the_mean_is_over_characters_alone():
+    states = torch.arange(12.0).view(1, 6, 2).repeat(2, 1, 1)  # [CLS] a b c [SEP] and padding; [CLS] a b [SEP]
+    mask = torch.tensor([[1, 1, 1, 1, 1, 0], [1, 1, 1, 1, 0, 0]])
+    assert mean_of_characters(states, mask).tolist() == [[4.0, 5.0], [3.0, 4.0]]
