@@ -72,8 +72,17 @@ def load_for_use(name: str) -> DomainCanineForMaskedLM:
     Raises:
         UserError: as ``load_model``.
     """
-    device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    return load_model(name, trained=True).to(device).eval()
+    return load_model(name, trained=True).to(_device()).eval()
+
+
+def load_encoder_for_use(name: str) -> DomainCanineModel:
+    """The encoder of any CANINE checkpoint, whatever its head, without a pooler; otherwise as ``load_for_use``."""
+    model, _ = _open(name, DomainCanineModel, add_pooling_layer=False)
+    return model.to(_device()).eval()
+
+
+def _device():
+    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def load_model(name: str, trained: bool = False) -> DomainCanineForMaskedLM:
@@ -85,6 +94,14 @@ def load_model(name: str, trained: bool = False) -> DomainCanineForMaskedLM:
     Raises:
         UserError: nothing is there, or it is no CANINE, or weights are missing.
     """
+    model, missing = _open(name, DomainCanineForMaskedLM)
+    if trained and missing:
+        raise UserError(f"{name!r} has no head for masked characters; train one with run_mlm_domains.py")
+    return model
+
+
+def _open(name, kind, **options):
+    """A checkpoint as a model of this class, and the weights of its head that are missing."""
     folder = Path(name).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
@@ -100,9 +117,7 @@ def load_model(name: str, trained: bool = False) -> DomainCanineForMaskedLM:
             raise UserError(f"{name!r} is no CANINE but of the type {told.get('model_type')}; try {DEFAULT_MODEL}")
         with _quiet_loading():
             # Not what the configuration may ask for: attention can be code of the Hub.
-            model, loaded = DomainCanineForMaskedLM.from_pretrained(
-                name, output_loading_info=True, attn_implementation="sdpa"
-            )
+            model, loaded = kind.from_pretrained(name, output_loading_info=True, attn_implementation="sdpa", **options)
     except UnpicklingError as error:
         raise UserError(
             f"the weights of {name!r} are pickled (pytorch_model.bin) with more than tensors, which could be code of "
@@ -114,11 +129,10 @@ def load_model(name: str, trained: bool = False) -> DomainCanineForMaskedLM:
             "(and HF_HUB_OFFLINE), or give a local folder. A training can start from random weights: --model_size."
         ) from error
     missing = sorted(loaded["missing_keys"])
-    if any(key.startswith("canine.") for key in missing):
-        raise UserError(f"{name!r} lacks {len(missing)} weights of the encoder, {missing[0]} among them")
-    if trained and missing:
-        raise UserError(f"{name!r} has no head for masked characters; train one with run_mlm_domains.py")
-    return model
+    encoder = [key for key in missing if kind is DomainCanineModel or key.startswith("canine.")]
+    if encoder:
+        raise UserError(f"{name!r} lacks {len(encoder)} weights of the encoder, {encoder[0]} among them")
+    return model, missing
 
 
 def build_tokenizer(model: DomainCanineForMaskedLM, max_length: int) -> DomainCanineTokenizer:

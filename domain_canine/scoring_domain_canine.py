@@ -13,7 +13,7 @@ Shapes: N names, R rows (a row is a name with something hidden), L code points w
 
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -63,36 +63,35 @@ def score_names(model, names: list[str], orders: int | None = None, seed: int = 
     """
     if orders is None:
         orders = ORDERS if model.config.objective == "any_order" else 0
-    order = sorted(range(len(names)), key=lambda index: -len(names[index]))  # like lengths side by side
     scores: list[NameScore | None] = [None] * len(names)
-    for group in _groups([len(names[index]) for index in order], max(orders, 1)):
-        mine = [names[index] for index in order[group]]
+    for group in by_length(names, lambda length: length * max(orders, 1)):
+        mine = [names[index] for index in group]
         totals = _any_order(model, mine, orders, seed) if orders else _one_by_one(model, mine)
-        for index, name, row in zip(order[group], mine, totals.tolist()):
+        for index, name, row in zip(group, mine, totals.tolist()):
             scores[index] = NameScore(name, row[: len(name)])
     return scores
 
 
-def _groups(lengths: list[int], repeats: int) -> Iterator[slice]:
-    """Neighbours, longest first, that SLOTS have room for: a row for each character, and each of ``repeats``."""
-    start = 0
-    while start < len(lengths):
-        length = lengths[start]
-        end = start + max(1, SLOTS // ((length + 5) // 4 * 4 * length * repeats))
-        yield slice(start, end)
+def by_length(names: list[str], rows: Callable[[int], int] = lambda length: 1) -> Iterator[list[int]]:
+    """Indices of names of like lengths, longest first, as many at once as SLOTS have room for.
+
+    Args:
+        rows: the length of a name -> how many rows it takes.
+    """
+    order, start = sorted(range(len(names)), key=lambda index: -len(names[index])), 0
+    while start < len(order):
+        length = len(names[order[start]])
+        end = start + max(1, SLOTS // ((length + 5) // 4 * 4 * rows(length)))
+        yield order[start:end]
         start = end
 
 
 def encode(names: list[str], device: torch.device) -> torch.Tensor:
-    """Names of ASCII -> their code points with [CLS] and [SEP] (N, L), L the longest one's."""
+    """Names -> their code points with [CLS] and [SEP] (N, L), L the longest one's."""
     longest = max(map(len, names))
-    bytes_ = b"".join(name.encode().ljust(longest, b"\0") for name in names)
-    ids = torch.frombuffer(bytearray(bytes_), dtype=torch.uint8).view(len(names), longest).long()
-    ids = torch.nn.functional.pad(ids, (1, 1), value=PAD)
-    lengths = torch.tensor([len(name) for name in names])
-    ids[:, 0] = CLS
-    ids.scatter_(1, lengths[:, None] + 1, SEP)
-    return ids.to(device)
+    text = "".join(f"{chr(CLS)}{name}{chr(SEP)}".ljust(longest + 2, chr(PAD)) for name in names)
+    ids = torch.frombuffer(bytearray(text.encode("utf-32-le")), dtype=torch.int32)
+    return ids.view(len(names), -1).long().to(device)
 
 
 def is_usual(model) -> bool:
