@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from .arguments import DEFAULT_MODEL
 from .classify_arguments import ClassifierArguments, ClassifyDataArguments
-from .configuration_domain_canine import AUTO_MAP, DomainCanineConfig
+from .configuration_domain_canine import AUTO_MAP, PIPELINES, DomainCanineConfig
 from .errors import UserError
 from .labelled import LabelledNames
 from .modeling_domain_canine import DomainCanineForSequenceClassification
@@ -44,7 +44,8 @@ def build_classifier(arguments: ClassifierArguments, data: LabelledNames) -> tor
     else:
         name = arguments.model_name_or_path or DEFAULT_MODEL
         model = load_model(name, kind=DomainCanineForSequenceClassification, **changes)
-    model.config.auto_map, model.config.custom_pipelines = dict(AUTO_MAP), {}
+    embed = {"domain-embed": PIPELINES["domain-embed"] | {"pt": ["AutoModelForSequenceClassification"]}}
+    model.config.auto_map, model.config.custom_pipelines = dict(AUTO_MAP), embed
     # What the head does not stand on has no gradient, which several processes would wait for.
     encoder = model.canine
     unused = [encoder.pooler] if arguments.pooling == "mean" else [encoder.projection, encoder.final_char_encoder]

@@ -1,4 +1,4 @@
-"""The command line: ``python -m domain_canine check | prepare | fill | score | complete | classify``."""
+"""The command line: ``python -m domain_canine check | prepare | fill | score | complete | embed | …``."""
 
 import argparse
 import json
@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from . import classify, complete, score
+from . import classify, complete, embed, export, score
 from .arguments import DEFAULT_DATASET, DEFAULT_MODEL, DataArguments
 from .errors import UserError, run
 
@@ -38,7 +38,9 @@ def build_parser() -> argparse.ArgumentParser:
     fill.set_defaults(call=fill_command)
     score.add_parser(commands)
     complete.add_parser(commands)
+    embed.add_parser(commands)
     classify.add_parser(commands)
+    export.add_parser(commands)
     return parser
 
 

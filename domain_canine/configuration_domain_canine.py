@@ -43,4 +43,5 @@ AUTO_MAP = {
 PIPELINES = {
     "domain-score": {"impl": "pipeline_domain_canine.DomainScorePipeline", "pt": ["AutoModelForMaskedLM"]},
     "domain-complete": {"impl": "pipeline_domain_canine.DomainCompletePipeline", "pt": ["AutoModelForMaskedLM"]},
+    "domain-embed": {"impl": "pipeline_domain_canine.DomainEmbedPipeline", "pt": ["AutoModelForMaskedLM"]},
 }

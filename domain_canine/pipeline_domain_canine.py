@@ -1,9 +1,11 @@
-"""Pipelines that come with a checkpoint: ``domain-score`` and ``domain-complete``.
+"""Pipelines that come with a checkpoint: ``domain-score``, ``domain-complete`` and ``domain-embed``.
 
 score = pipeline("domain-score", model="…", trust_remote_code=True)
 score("example.com")
 complete = pipeline("domain-complete", model="…", trust_remote_code=True)
 complete("py????.com", count=5)
+embed = pipeline("domain-embed", model="…", trust_remote_code=True)
+embed(["example.com", "example.org"], normalize=True)
 """
 
 from collections.abc import Iterable, Iterator
@@ -13,6 +15,7 @@ from itertools import islice
 from transformers import Pipeline
 
 from .completion_domain_canine import complete
+from .embedding_domain_canine import embed_names
 from .normalization_domain_canine import InvalidDomain, normalize_domain
 from .scoring_domain_canine import score_names
 
@@ -75,6 +78,28 @@ class DomainCompletePipeline(_OfBlocks):
     def _forward(self, inputs, **parameters):
         completed = complete(self.model, inputs["texts"], **parameters)
         return {"rows": [[asdict(each) for each in found] for found in completed]}
+
+
+class DomainEmbedPipeline(_OfBlocks):
+    """A name's ``embedding``, D numbers; None for what is no name, and a ``reason``.
+
+    Parameters: ``pooling`` and ``normalize`` of ``embed_names``.
+    """
+
+    parameters = ("pooling", "normalize")
+
+    def _forward(self, inputs, **parameters):
+        names = [_normalized(text) for text in inputs["texts"]]
+        embeddings = embed_names(self.model, [name for name, _ in names if name], **parameters)
+        # No list of numbers yet: transformers looks at everything that is returned here, one by one.
+        return {"texts": inputs["texts"], "names": names, "embeddings": embeddings}
+
+    def postprocess(self, block):
+        embeddings = iter(block["embeddings"].tolist())
+        return [
+            {"input": text, "name": name, "embedding": next(embeddings) if name else None, "reason": reason}
+            for text, (name, reason) in zip(block["texts"], block["names"])
+        ]
 
 
 def _normalized(text):

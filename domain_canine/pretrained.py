@@ -77,8 +77,16 @@ def load_for_use(name: str, kind: type[PreTrainedModel] = DomainCanineForMaskedL
     Raises:
         UserError: as ``load_model``.
     """
-    device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    return load_model(name, trained=True, kind=kind).to(device).eval()
+    return load_model(name, trained=True, kind=kind).to(_device()).eval()
+
+
+def load_encoder_for_use(name: str) -> DomainCanineModel:
+    """The encoder of any CANINE checkpoint, whatever its head, without a pooler; otherwise as ``load_for_use``."""
+    return load_model(name, kind=DomainCanineModel, add_pooling_layer=False).to(_device()).eval()
+
+
+def _device():
+    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def load_model(
@@ -88,7 +96,8 @@ def load_model(
 
     Args:
         trained: the head must be there, too; else a new one is made where it is not, or has another shape.
-        changes: of the configuration.
+        kind: its class.
+        changes: of the configuration, or further arguments of the class.
 
     Raises:
         UserError: nothing is there, or it is no CANINE, or weights are missing.
@@ -126,7 +135,8 @@ def load_model(
     missing = sorted(loaded["missing_keys"])
     # The pooler is no part of a masked language model. Another number of labels takes another head.
     missing += [key for key, *_ in loaded["mismatched_keys"] if not key.startswith("classifier.")]
-    encoder = [key for key in missing if key.startswith("canine.") and not key.startswith("canine.pooler.")]
+    within = "" if kind is DomainCanineModel else "canine."
+    encoder = [key for key in missing if key.startswith(within) and not key.startswith(f"{within}pooler.")]
     if encoder:
         raise UserError(f"{name!r} lacks {len(encoder)} weights of the encoder, {encoder[0]} among them")
     if trained and missing:

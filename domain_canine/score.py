@@ -17,7 +17,7 @@ def add_parser(commands) -> None:
     parser.set_defaults(call=command)
 
 
-def add_rows_arguments(parser) -> None:
+def add_rows_arguments(parser, suffixes: str = ".csv, .jsonl or .parquet") -> None:
     """What every command has that makes a row of each name."""
     parser.add_argument("model", help="a trained model: folder or Hub id")
     parser.add_argument(
@@ -25,7 +25,7 @@ def add_rows_arguments(parser) -> None:
         help="names; or a file, folder or quoted glob (txt, csv, tsv, parquet; gz, zst, bz2); or - for standard input",
     )  # fmt: skip
     parser.add_argument("--dataset_column", "--column", help="column with the names, for csv, tsv and parquet")
-    parser.add_argument("--output", help="file to make: .csv, .jsonl or .parquet; csv on standard output without it")
+    parser.add_argument("--output", help=f"file to make: {suffixes}; csv on standard output without it")
     parser.add_argument("--overwrite", action="store_true", help="replace --output if it exists")
 
 

@@ -34,10 +34,11 @@ fill("exam[MASK]le.com")
 
 # For embeddings: outputs that do not depend on padding need the model's own code.
 encoder = AutoModel.from_pretrained("{model}", trust_remote_code=True)
+embed = pipeline("domain-embed", model="{model}", trust_remote_code=True)
 ```
 
 `AutoModel` loads the encoder without remote code, too, as stock CANINE; its outputs then change with the padding. The
-pooler is not trained: take the mean of `last_hidden_state`.
+pooler is not trained: take the mean of `last_hidden_state` over the characters, as `domain-embed` does.
 
 ## Training
 

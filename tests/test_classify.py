@@ -86,7 +86,9 @@ sys.modules["domain_canine"] = None
 from transformers import pipeline
 classify = pipeline("text-classification", model=sys.argv[1], trust_remote_code=True)
 names = sys.argv[2:]
-print(json.dumps({"alone": [classify(name)[0] for name in names], "batch": classify(names, batch_size=2)}))
+embed = pipeline("domain-embed", model=sys.argv[1], trust_remote_code=True)
+told = {"alone": [classify(name)[0] for name in names], "batch": classify(names, batch_size=2)}
+print(json.dumps(told | {"width": len(embed(names[0])["embedding"])}))
 """
 
 
@@ -113,6 +115,7 @@ def test_a_run_learns_and_leaves_a_model_that_loads_by_itself(files, tmp_path, m
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     stranger = json.loads(done.stdout)
+    assert stranger["width"] == 64
     for row, alone, batch in zip(two, stranger["alone"], stranger["batch"]):
         assert alone["label"] == batch["label"] == row["predicted"]
         told = float(row[f"p_{row['predicted']}"])

@@ -13,7 +13,7 @@ from conftest import ROOT
 from domain_canine import cli
 from domain_canine.sample import sample_names
 
-PAGES = ["using.md", "fine_tuning.md"]
+PAGES = ["using.md", "fine_tuning.md", "embedding.md"]
 TINY = "num_hidden_layers=1,hidden_size=32,num_attention_heads=2,intermediate_size=64,num_hash_buckets=512"
 
 

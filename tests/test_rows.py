@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import ROOT
@@ -181,6 +182,25 @@ def test_what_was_written_before_an_interrupt_is_valid(folder, tmp_path, suffix)
     else:
         names = [json.loads(line)["name"] for line in path.read_text().splitlines()]
     assert len(names) > 500 and names == (sample_names(5000) * 100)[: len(names)]
+
+
+def test_a_signal_in_the_middle_of_a_row_group_leaves_a_table(tmp_path):
+    def stop(number, frame):
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, stop)
+    schema = pa.schema([("text", pa.string()), ("numbers", pa.list_(pa.float64()))])
+    columns = {"text": ["example.com"] * 2000, "numbers": [[number / 3] * 10 for number in range(2000)]}
+    try:
+        for delay in range(1, 41, 2):
+            with pytest.raises(KeyboardInterrupt), rows.Table(str(tmp_path / "out.parquet"), schema, True) as table:
+                signal.setitimer(signal.ITIMER_REAL, delay / 1000)
+                while True:
+                    table.write(columns)
+            assert pq.read_table(tmp_path / "out.parquet").num_rows % 2000 == 0
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def test_a_reader_that_has_seen_enough_ends_it_quietly(folder, tmp_path):

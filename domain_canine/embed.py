@@ -1,0 +1,44 @@
+"""``python -m domain_canine embed``: names in, vectors out."""
+
+import sys
+
+from .score import add_rows_arguments
+
+
+def add_parser(commands) -> None:
+    parser = commands.add_parser("embed", help="names as vectors: for similar names, clusters, features")
+    add_rows_arguments(parser, ".parquet, .npy, .jsonl or .csv")
+    add_pooling_arguments(parser)
+    parser.set_defaults(call=command)
+
+
+def add_pooling_arguments(parser) -> None:
+    parser.add_argument(
+        "--pooling", choices=["mean", "cls"], default="mean",
+        help="the mean over a name's characters, or [CLS], which pretraining leaves untrained (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument("--normalize", action="store_true", help="vectors of length 1: dot products are cosines")
+
+
+def command(arguments) -> int:
+    from .embedding_domain_canine import embed_names
+    from .pretrained import load_encoder_for_use
+    from .rows import read_rows, with_progress
+    from .stopping import StopRequest
+    from .vectors import VectorTable
+
+    table, bad = VectorTable(arguments.output, arguments.overwrite), 0
+    rows = read_rows(arguments.inputs, arguments.dataset_column)
+    model = load_encoder_for_use(arguments.model)
+    # SIGTERM ends it as Ctrl-C does: the table is closed.
+    with StopRequest(), table.of_width(model.config.hidden_size), with_progress(rows) as rows:
+        for block in rows:
+            names = [name for name in block.names if name]
+            table.write_vectors(block, embed_names(model, names, arguments.pooling, arguments.normalize).numpy())
+            bad += len(block.names) - len(names)
+    if bad:
+        kept = "NaN" if table.is_array else "without an embedding, with a reason"
+        print(f"{bad:,} of {table.rows:,} rows are no names: {kept}", file=sys.stderr)
+    if arguments.output:
+        print(f"{table.rows:,} rows in {arguments.output}", file=sys.stderr)
+    return 0
