@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import torch
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import EvalLoopOutput, IntervalStrategy, SaveStrategy
 
 from . import checkpoints
@@ -48,6 +49,7 @@ class DomainTrainer(ResumableTrainer):
             logs["loss"] = nats / weight if weight else float("nan")
             logs["perplexity"] = perplexity(logs["loss"])
             self.meter.since_log = torch.zeros(2)
+            logs["names_per_second"] = self.get_total_train_batch_size(self.args) / self.speed.seconds_a_step()
         super().log(logs, start_time)
 
     # ---- evaluation
@@ -83,7 +85,7 @@ class DomainTrainer(ResumableTrainer):
     # ---- the model on disk
 
     def save_final(self) -> tuple[str, dict[str, float]]:
-        """Put the best weights and their figures into the run folder; the last ones if the best were not kept.
+        """Put the best weights into the run folder, with their figures and the log; the last if the best were not kept.
 
         Returns:
             ``best`` or ``last``, and the figures of these weights' evaluation (empty if there was none).
@@ -106,6 +108,8 @@ class DomainTrainer(ResumableTrainer):
             if args.should_save:
                 checkpoints.copy_model(source, run)
                 (run / "eval_results.json").write_text(json.dumps(metrics, indent=1) + "\n")
+                state.save_to_json(str(run / f".{TRAINER_STATE_NAME}"))
+                (run / f".{TRAINER_STATE_NAME}").replace(run / TRAINER_STATE_NAME)
         except CANNOT_WRITE as error:
             failure = first_line(error)
         if args.should_save:
