@@ -9,7 +9,7 @@ Every flag, with its default: python run_mlm_domains.py --help
 
 import os
 import sys
-from functools import partial
+from pathlib import Path
 
 PARENT = os.getppid()  # before all that takes seconds: a launcher may die meanwhile
 
@@ -17,9 +17,10 @@ from domain_canine import reporting, startup
 from domain_canine.arguments import DataArguments, DomainTrainingArguments, ModelArguments, Parser
 from domain_canine.data import build_batches, build_collator
 from domain_canine.errors import run
+from domain_canine.model_card import write_model_card
 from domain_canine.pretrained import build_model, build_tokenizer
 from domain_canine.run_folder import RunFolder
-from domain_canine.sharing import push_to_hub, write_model_card
+from domain_canine.sharing import push_to_hub
 from domain_canine.stopping import StopRequest
 from domain_canine.trainer import DomainTrainer
 
@@ -51,17 +52,22 @@ def pretrain(model_arguments, data_arguments, args, stop: StopRequest, run_folde
         processing_class=tokenizer,
         stop=stop,
     )
-    startup.record(run_folder, args, model_arguments, data_arguments, train.content, checkpoint)
+    startup.record(run_folder, args, model_arguments, data_arguments, train.content, checkpoint, train.told)
     trainer.train(resume_from_checkpoint=checkpoint)
 
     which, metrics = trainer.save_final()
     if trainer.is_world_process_zero():
-        write_card = partial(write_model_card, trainer, metrics, model_arguments, data_arguments)
-        write_card()
+        write_card(trainer)
         startup.print_final(args.output_dir, which, metrics, trainer.kind, model.config.vocab_size)
         if args.push_to_hub:
-            print(push_to_hub(trainer, write_card), file=sys.stderr)
+            print(push_to_hub(trainer, lambda: write_card(trainer)), file=sys.stderr)
     reporting.finish()
+
+
+def write_card(trainer) -> None:
+    """With the repository's name, if there is to be one."""
+    args = trainer.args
+    write_model_card(Path(args.output_dir), trainer.hub_model_id or (args.hub_model_id if args.push_to_hub else None))
 
 
 if __name__ == "__main__":

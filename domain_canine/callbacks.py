@@ -57,6 +57,31 @@ class EarlyStopping(EarlyStoppingCallback):
             print(told, file=sys.stderr)
 
 
+class Speed(TrainerCallback):
+    """Seconds a step since the latest log entry, without evaluations and checkpoints."""
+
+    def __init__(self):
+        self.seconds, self.steps, self.began = 0.0, 0, 0.0
+
+    def _begin(self, args, state, control, **kwargs):
+        self.began = time.monotonic()
+
+    on_train_begin = on_evaluate = on_save = _begin
+
+    def _count(self):
+        now = time.monotonic()
+        self.seconds, self.began = self.seconds + now - self.began, now
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self._count()
+        self.steps += 1
+
+    def seconds_a_step(self) -> float:
+        self._count()
+        rate, self.seconds, self.steps = self.seconds / max(self.steps, 1), 0.0, 0
+        return rate
+
+
 class ProgressBar(TrainerCallback):
     """A live bar: mean loss of the last 100 batches, perplexity, learning rate, names a second.
 

@@ -21,6 +21,7 @@ MANIFEST = "checkpoint_manifest.json"
 STATE = re.compile(
     r"optimizer\.(pt|bin)|scheduler\.pt|scaler\.pt|rng_state(_\d+)?\.pth|trainer_state\.json|stream-\d+\.json"
     rf"|progress\.json|{re.escape(MANIFEST)}|pytorch_model_fsdp.*"
+    r"|README\.md|curves\.png"  # the card of a checkpoint that was uploaded by itself
 )
 _NAME = re.compile(r"checkpoint-(\d+)")
 

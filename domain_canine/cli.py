@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from . import classify, complete, embed, export, score
+from . import classify, complete, embed, export, report, score
 from .arguments import DEFAULT_DATASET, DEFAULT_MODEL, DataArguments
 from .errors import UserError, run
 
@@ -41,6 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
     embed.add_parser(commands)
     classify.add_parser(commands)
     export.add_parser(commands)
+    report.add_parser(commands)
     return parser
 
 

@@ -28,7 +28,9 @@ class Side:
 
 @dataclass
 class Corpus:
-    """Names ready for training; ``counts`` says what became of every line, ``content`` is equal for equal names."""
+    """Names ready for training, in a folder; ``counts`` says what became of every line, ``content`` is equal for equal
+    names.
+    """
 
     train: Side
     validation: Side
@@ -36,6 +38,7 @@ class Corpus:
     rejects: list[dict]
     description: str
     content: str
+    folder: Path
 
 
 def load_corpus(dataset: str, settings: Settings, column: str | None = None, quiet: bool = False) -> Corpus:
@@ -92,4 +95,18 @@ def _open(folder: Path, description: str) -> Corpus:
         sides[side] = Side(NameTable(shards(folder, side)), np.memmap(folder / side / LENGTHS, np.uint8, "r"))
     content = hashlib.blake2b(json.dumps(manifest["input"]).encode(), digest_size=8).hexdigest()
     counts, rejects = manifest["counts"], manifest["rejects"]
-    return Corpus(**sides, counts=counts, rejects=rejects, description=description, content=content)
+    return Corpus(**sides, counts=counts, rejects=rejects, description=description, content=content, folder=folder)
+
+
+def validation_names(folder: Path, content: str | None, count: int) -> list[str] | None:
+    """The first of a prepared folder's held-out names, which are in random order; None if they are no longer there.
+
+    Args:
+        content: of ``Corpus``, that the folder must still have.
+    """
+    if not is_prepared(folder):
+        return None
+    corpus = _open(folder, str(folder))
+    if corpus.content != content:
+        return None
+    return corpus.validation.table.names(np.arange(min(count, len(corpus.validation.lengths))))

@@ -1,18 +1,21 @@
 """The data flags made into batches: which source, which side, which collator."""
 
 import sys
+from pathlib import Path
 
 from transformers.trainer_utils import IntervalStrategy
 
 from .arguments import DataArguments, DomainTrainingArguments
 from .batches import NameBatches
+from .connection import is_url
 from .corpus import SMALL, load_corpus
 from .errors import UserError
-from .manifest import SHOWN, told_lines
+from .manifest import SHOWN, is_prepared, told_lines
 from .masking import DataCollatorForCodePointMasking
 from .prepare import Settings
 from .remote import open_stream
 from .sampling import names_within
+from .sources import SAMPLE, local_paths
 from .streams import StreamBatches
 
 
@@ -32,7 +35,8 @@ def build_collator(data: DataArguments, args: DomainTrainingArguments, config) -
 def build_batches(data: DataArguments, args: DomainTrainingArguments, collator: DataCollatorForCodePointMasking):
     """Training batches, validation batches, and rows for the start-up table.
 
-    A stream has no epochs for the Trainer: ``args.max_steps`` and the steps of evaluation are set here then.
+    ``told`` of the training batches is what the run's records say of the names. A stream has no epochs for the Trainer:
+    ``args.max_steps`` and the steps of evaluation are set here then.
 
     Raises:
         UserError: the data cannot be read or used.
@@ -69,6 +73,7 @@ def _local(data, args, collator):
         evaluation=True, **place,
     )  # fmt: skip
     train.content = corpus.content
+    train.told = _told(data, corpus.counts, len(train), len(validation)) | {"folder": str(corpus.folder.resolve())}
     return train, validation, _table(corpus, len(train), len(validation), data)
 
 
@@ -104,6 +109,7 @@ def _stream(data, args, collator):
     validation = NameBatches(
         table, lengths, collator, args.per_device_eval_batch_size, evaluation=True, **_place(args, collator)
     )
+    train.told = _told(data, cleaner.counts, None, len(validation))
     named = f"about {names:,}" if names else "an unknown number"
     rejects = [reject._asdict() for reject in cleaner.rejects[:SHOWN]]
     rows = [
@@ -112,6 +118,14 @@ def _stream(data, args, collator):
         ("names", f"{named}; {len(validation):,} for validation ({data.validation_split:.0%} by hash)"),
     ]
     return train, validation, rows
+
+
+def _told(data, counts, train: int | None, validation: int) -> dict:
+    """``kind`` is sample, url, hub or local: local names have no name that others could know."""
+    kind = SAMPLE if data.dataset == SAMPLE else "url" if is_url(data.dataset) else "local"
+    if kind == "local" and not is_prepared(Path(data.dataset).expanduser()) and local_paths(data.dataset) is None:
+        kind = "hub"
+    return {"kind": kind, "counts": counts, "train": train, "validation": validation}
 
 
 def _table(corpus, train: int, validation: int, data) -> list[tuple[str, str]]:

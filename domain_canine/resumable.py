@@ -16,7 +16,7 @@ from transformers.trainer_callback import ExportableState, TrainerState
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from . import checkpoints
-from .callbacks import CheckpointCallback, EarlyStopping, ProgressBar, StreamEpoch
+from .callbacks import CheckpointCallback, EarlyStopping, ProgressBar, Speed, StreamEpoch
 from .errors import Stopped, UserError, first_line
 from .guards import FP16_IN_A_ROW, FiniteSteps, Late, out_of_memory
 from .loader import BatchLoader
@@ -75,6 +75,8 @@ class ResumableTrainer(Trainer):
         self.add_callback(CheckpointCallback(None if self.streamed else self.train_dataset.plan.steps))
         self.bar = ProgressBar(self.meter, self.get_total_train_batch_size(self.args), self.kind)
         self.add_callback(self.bar)
+        self.speed = Speed()
+        self.add_callback(self.speed)
         if self.args.early_stopping_patience:
             self.add_callback(EarlyStopping(self.args.early_stopping_patience))
 

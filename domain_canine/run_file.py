@@ -1,10 +1,15 @@
-"""The arguments of a run, on disk in its folder: they mark the folder as ours, and tell a resume of another run."""
+"""The arguments of a run's starts, on disk in its folder: they mark it as ours, and tell a resume of another run."""
 
 import json
 import os
 import time
 from pathlib import Path
 
+import torch
+import transformers
+
+from .arguments import DEFAULT_MODEL
+from .checkpoints import step_of
 from .errors import UserError, first_line
 from .run_folder import RUN_FILE
 
@@ -46,14 +51,34 @@ def refuse_changed_run(checkpoint: str, now: dict) -> None:
         )
 
 
-def write_run_file(args, now: dict) -> None:
-    """Add this start, without secrets."""
+def write_run_file(args, now: dict, data: dict | None = None, checkpoint: str | None = None) -> None:
+    """Add this start, without secrets.
+
+    Args:
+        now: of ``settings``.
+        data: what is known of the names: how many lines, kept, on each side, and where they lie.
+        checkpoint: that the start goes on from.
+    """
     path = Path(args.output_dir) / RUN_FILE
     try:
         starts = json.loads(path.read_text())
     except (OSError, ValueError):  # there is none, or it is damaged and --allow_changed_run has said so
         starts = []
-    starts.append({"started": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "settings": now, "training": args.to_dict()})
+    base = now["model_name_or_path"] or DEFAULT_MODEL
+    origin = "random" if now["model_size"] else "local" if Path(base).expanduser().is_dir() else "hub"
+    device = torch.cuda.get_device_name(args.device) if args.device.type == "cuda" else args.device.type
+    starts.append({
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "resumed_from": step_of(Path(checkpoint)) if checkpoint else None,
+        "settings": now,
+        "origin": origin,
+        "data": data,
+        "machine": {
+            "devices": f"{args.world_size} x {device}", "precision": args.precision, "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
+        "training": args.to_dict(),
+    })  # fmt: skip
     written = path.with_suffix(".part")
     with written.open("w") as file:
         file.write(json.dumps(starts, indent=1, default=str) + "\n")

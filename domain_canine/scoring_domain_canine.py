@@ -106,20 +106,30 @@ def log_probabilities(logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor
     return (logits.gather(2, truth[..., None])[..., 0] - logits.logsumexp(-1)).double()
 
 
-def _one_by_one(model, names):
-    """Log-probability of each character (N, C), all others seen."""
+def each_alone(model, names: list[str]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Each character of some names masked alone, a row (R) for each.
+
+    Returns:
+        Which name (R,), which of its characters (R,), its code point (R,), and the logits (R, V).
+    """
     ids = encode(names, model.device)
     lengths = torch.tensor([len(name) for name in names], device=model.device)
-    of = torch.repeat_interleave(lengths)  # (R,) which name
-    at = torch.arange(len(of), device=of.device) - (lengths.cumsum(0) - lengths)[of]  # (R,) which character
+    of = torch.repeat_interleave(lengths)
+    at = torch.arange(len(of), device=of.device) - (lengths.cumsum(0) - lengths)[of]
     rows, positions = ids[of], at[:, None] + 1
     truth = rows.gather(1, positions)
     rows.scatter_(1, positions, model.config.mask_code_point)
     logits = model(
         input_ids=rows, attention_mask=rows != PAD, masked_positions=positions, ascii_only=is_usual(model)
     ).logits  # (R, 1, V)
-    found = log_probabilities(logits, truth)[:, 0]
-    return found.new_zeros(len(names), ids.shape[1] - 2).index_put((of, at), found)
+    return of, at, truth[:, 0], logits[:, 0]
+
+
+def _one_by_one(model, names):
+    """Log-probability of each character (N, C), all others seen."""
+    of, at, truth, logits = each_alone(model, names)
+    found = log_probabilities(logits[:, None], truth[:, None])[:, 0]
+    return found.new_zeros(len(names), max(map(len, names))).index_put((of, at), found)
 
 
 def _any_order(model, names, orders, seed):

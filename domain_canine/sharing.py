@@ -1,115 +1,41 @@
-"""The model card of a run, and the upload to the Hub."""
+"""The upload to the Hub: the repository, and what of a folder belongs there."""
 
 import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from huggingface_hub import HfApi, ModelCard, ModelCardData
+from huggingface_hub import HfApi
 from huggingface_hub.utils import validate_repo_id
 
 from . import hub
-from .arguments import DEFAULT_DATASET
 from .errors import UserError, first_line
 from .run_folder import LAST_EXIT, RUN_FILE
-from .sources import SAMPLE
-from .streams import StreamBatches
 
-NOT_UPLOADED = ["checkpoint-*", ".*", RUN_FILE, LAST_EXIT, "not_finite-*"]
-
-_TEXT = """
-# {title}
-
-A character-level language model of domain names: [CANINE](https://arxiv.org/abs/2103.06874), trained on names by masked
-language modelling. No tokenizer is learned: the input is Unicode code points, the output is a distribution over the
-{vocab_size} ASCII characters.
-
-## Use
-
-```python
-from transformers import AutoModel, pipeline
-
-fill = pipeline("fill-mask", model="{model}", trust_remote_code=True)
-fill("exam[MASK]le.com")
-
-# For embeddings: outputs that do not depend on padding need the model's own code.
-encoder = AutoModel.from_pretrained("{model}", trust_remote_code=True)
-embed = pipeline("domain-embed", model="{model}", trust_remote_code=True)
-```
-
-`AutoModel` loads the encoder without remote code, too, as stock CANINE; its outputs then change with the padding. The
-pooler is not trained: take the mean of `last_hidden_state` over the characters, as `domain-embed` does.
-
-## Training
-
-| | |
-|---|---|
-| started from | {origin} |
-| data | {data}: {names} |
-| objective | {objective} |
-| steps | {steps:,} of {batch:,} names, learning rate {learning_rate:g} |
-{evaluation}
-## Limits
-
-It knows names as they are registered: lower-case ASCII, Unicode names in their `xn--` form. A likely name is not
-a good, free or harmless one.
-"""
-
-_EVALUATION = """
-## Evaluation
-
-On {validation:,} names that were held out by a hash of the name, 15% of the characters masked:
-
-| figure | value |
-|---|---|
-{figures}
-"""
-
-_FIGURES = {
-    "eval_perplexity": "perplexity of a masked character",
-    "eval_perplexity_name": "... before the last dot",
-    "eval_perplexity_suffix": "... of the last dot and what follows",
-    "eval_bits_per_character": "bits per masked character",
-    "eval_accuracy": "accuracy",
-    "eval_accuracy_top5": "accuracy, top 5",
-}
+# Neither arguments, nor what only a resume wants, nor the report, which shows names that may be somebody's own. The
+# pickled arguments of stock Trainers have the token in clear.
+NOT_UPLOADED = [
+    "checkpoint-*", ".*", RUN_FILE, LAST_EXIT, "not_finite-*", "report*.html", "optimizer.*", "scheduler.pt",
+    "scaler.pt", "rng_state*.pth", "progress.json", "stream-*.json", "checkpoint_manifest.json", "pytorch_model_fsdp*",
+    "training_args.bin",
+]  # fmt: skip
 
 
-def write_model_card(trainer, metrics: dict[str, float], model_arguments, data_arguments) -> None:
-    """README.md of the run folder, from the run's own arguments and the figures of the weights in it."""
-    args = trainer.args
-    base = None if model_arguments.model_size else trainer.model.name_or_path
-    base = "a local checkpoint" if base and Path(base).is_dir() else base
-    repository = trainer.hub_model_id or (args.hub_model_id if args.push_to_hub else None)
-    on_hub = data_arguments.dataset == DEFAULT_DATASET
-    data = ModelCardData(
-        library_name="transformers",
-        pipeline_tag="fill-mask",
-        tags=["canine", "domain-names", "character-level"],
-        base_model=None if base == "a local checkpoint" else base,
-        datasets=[data_arguments.dataset] if on_hub else None,
+def upload_folder(folder: Path, repository: str, token: str | None = None, revision: str | None = None) -> str:
+    """What belongs in the repository, of a folder with a model; the address of the commit."""
+    return HfApi(token=token).upload_folder(
+        repo_id=repository,
+        folder_path=folder,
+        commit_message="Upload the trained model",
+        ignore_patterns=NOT_UPLOADED,
+        revision=revision,
     )
-    masked = f"{data_arguments.mlm_probability:.0%} of the characters masked"
-    streamed = isinstance(trainer.train_dataset, StreamBatches)
-    rows = [f"| {told} | {metrics[name]:.4f} |" for name, told in _FIGURES.items() if name in metrics]
-    text = _TEXT.format(
-        title=(repository or Path(args.output_dir).resolve().name).split("/")[-1],
-        model=repository or args.output_dir,
-        vocab_size=trainer.model.config.vocab_size,
-        origin=f"random weights ({model_arguments.model_size})" if model_arguments.model_size else base,
-        data=data_arguments.dataset
-        if on_hub
-        else "synthetic names"
-        if data_arguments.dataset == SAMPLE
-        else "local names",
-        names="streamed" if streamed else f"{len(trainer.train_dataset):,} to train on",
-        objective=f"mlm, {masked}" if data_arguments.objective == "mlm" else "any_order",
-        steps=trainer.state.global_step,
-        batch=trainer.get_total_train_batch_size(args),
-        learning_rate=args.learning_rate,
-        evaluation=_EVALUATION.format(validation=len(trainer.eval_dataset), figures="\n".join(rows)) if rows else "",
-    )
-    ModelCard(f"---\n{data.to_yaml()}\n---\n{text}").save(Path(args.output_dir) / "README.md")
+
+
+def upload_command(folder: str, repository: str, private: bool = True) -> str:
+    """What uploads it later."""
+    words = ["python", "-m", "domain_canine", "export", "hub", str(folder), "--repo_id", repository]
+    return shlex.join(words + ["--public"] * (not private))
 
 
 def _asked_name(args) -> str:
@@ -156,20 +82,11 @@ def push_to_hub(trainer, write_card: Callable[[], None]) -> str:
         if trainer.hub_model_id is None:
             trainer.make_repository()
             write_card()
-        return HfApi(token=args.hub_token).upload_folder(
-            repo_id=trainer.hub_model_id,
-            folder_path=args.output_dir,
-            commit_message="Upload the trained model",
-            ignore_patterns=NOT_UPLOADED,
-            revision=args.hub_revision,
-        )
+        return upload_folder(args.output_dir, trainer.hub_model_id, args.hub_token, args.hub_revision)
 
     name = trainer.hub_model_id or _asked_name(args)
-    flags = ["--private"] * bool(args.hub_private_repo) + [f"--exclude '{each}'" for each in NOT_UPLOADED]
-    later = (
-        f"\n  The model is safe in {args.output_dir}; upload it later: "
-        f"hf upload {name} {shlex.quote(args.output_dir)} . {' '.join(flags)}"
-    )
+    command = upload_command(args.output_dir, name, args.hub_private_repo)
+    later = f"\n  The model is safe in {args.output_dir}; upload it later: {command}"
     try:
         return str(hub.insist(upload))
     except hub.Away as error:

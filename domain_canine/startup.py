@@ -58,11 +58,20 @@ def prepare(
     return checkpoint
 
 
-def record(run: RunFolder, args, model_arguments, data_arguments, content: str | None, checkpoint: str | None) -> None:
+def record(
+    run: RunFolder,
+    args,
+    model_arguments,
+    data_arguments,
+    content: str | None,
+    checkpoint: str | None,
+    data: dict | None = None,
+) -> None:
     """Write the run's arguments into its folder, which marks it as ours.
 
     Args:
         content: of the names, which a resumed run must have, too.
+        data: as ``write_run_file``.
 
     Raises:
         UserError: it has others, or the folder cannot be written.
@@ -70,7 +79,7 @@ def record(run: RunFolder, args, model_arguments, data_arguments, content: str |
     now = settings(model_arguments, data_arguments, args, content)
     if checkpoint is not None and not args.allow_changed_run:
         refuse_changed_run(checkpoint, now)
-    run.claim(lambda: write_run_file(args, now))
+    run.claim(lambda: write_run_file(args, now, data, checkpoint))
 
 
 def print_table(args, model, model_arguments, data_rows, train, objective: str, checkpoint: str | None) -> None:

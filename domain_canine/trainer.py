@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import torch
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import EvalLoopOutput, IntervalStrategy, SaveStrategy
 
 from . import checkpoints
@@ -47,6 +48,7 @@ class DomainTrainer(ResumableTrainer):
             logs["loss"] = nats / weight if weight else float("nan")
             logs |= self.kind.of_loss(logs["loss"])
             self.meter.since_log = torch.zeros(2)
+            logs["names_per_second"] = self.get_total_train_batch_size(self.args) / self.speed.seconds_a_step()
         super().log(logs, start_time)
 
     # ---- evaluation
@@ -76,7 +78,7 @@ class DomainTrainer(ResumableTrainer):
     # ---- the model on disk
 
     def save_final(self) -> tuple[str, dict[str, float]]:
-        """Put the best weights and their figures into the run folder; the last ones if the best were not kept.
+        """Put the best weights into the run folder, with their figures and the log; the last if the best were not kept.
 
         Returns:
             ``best`` or ``last``, and the figures of these weights' evaluation (empty if there was none).
@@ -99,6 +101,8 @@ class DomainTrainer(ResumableTrainer):
             if args.should_save:
                 checkpoints.copy_model(source, run)
                 (run / "eval_results.json").write_text(json.dumps(metrics, indent=1) + "\n")
+                state.save_to_json(str(run / f".{TRAINER_STATE_NAME}"))
+                (run / f".{TRAINER_STATE_NAME}").replace(run / TRAINER_STATE_NAME)
         except CANNOT_WRITE as error:
             failure = first_line(error)
         if args.should_save:

@@ -1,6 +1,7 @@
 """What every test shares: a small configuration, a fixed seed, a cache of its own, and no network."""
 
 import os
+import shutil
 import signal
 import socket
 
@@ -108,6 +109,36 @@ def finished(tmp_path_factory):
     return trainer
 
 
+@pytest.fixture(scope="session")
+def short_run(tmp_path_factory):
+    """A run of 12 steps by the command, resumed after its 5th, on names among which are some of no use; not to be changed."""
+    import run_mlm_domains
+    from domain_canine import errors
+    from domain_canine.sample import sample_names
+    from domain_canine.trainer import DomainTrainer
+
+    folder = tmp_path_factory.mktemp("short")
+    names = [*sample_names(300), *sample_names(7), "nodot", "not a name", "# said", ""]
+    (folder / "names.txt").write_text("\n".join(names) + "\n")
+    command = [
+        "run", "--model_size", "tiny", "--config_overrides", "num_hidden_layers=1,hidden_size=32", "--dataset",
+        folder / "names.txt", "--output_dir", folder / "run", "--epochs", 2, "--batch_size", 24, "--learning_rate", 5e-3,
+        "--warmup_steps", 1, "--logging_steps", 1, "--save_steps", 5, "--use_cpu", "--dataloader_num_workers", 0,
+    ]  # fmt: skip
+    stopped = DomainTrainer._stopping
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DOMAIN_CANINE_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+        patch.setattr("sys.argv", [str(each) for each in command])
+        patch.setattr(DomainTrainer, "_stopping", lambda trainer: trainer.state.global_step == 5)
+        with pytest.raises(errors.Stopped):
+            run_mlm_domains.main()
+        shutil.copytree(folder / "run", folder / "stopped")
+        patch.setattr(DomainTrainer, "_stopping", stopped)
+        patch.setattr("sys.argv", [*(str(each) for each in command), "--resume_from_checkpoint"])
+        assert run_mlm_domains.main() == 0
+    return folder / "run"
+
+
 @pytest.fixture
 def told_losses(monkeypatch):
     """Make evaluations report these losses, one after the other."""
@@ -135,6 +166,26 @@ def serve():
     yield start
     for server in started:
         server.close()
+
+
+@pytest.fixture
+def at(monkeypatch):
+    """Make an address the Hub's, for this process, with quick tries."""
+    import huggingface_hub
+    from huggingface_hub import constants
+
+    from domain_canine import hub
+
+    monkeypatch.setattr(hub, "PAUSES", (0, 0))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hub, "_offline_by_us", False)
+
+    def choose(url):
+        monkeypatch.setattr(constants, "ENDPOINT", url)
+        monkeypatch.setattr("transformers.utils.hub._hf_api", None)  # which keeps the address
+
+    yield choose
+    huggingface_hub.close_session()
 
 
 @pytest.fixture

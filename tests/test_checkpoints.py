@@ -92,7 +92,9 @@ def test_the_best_checkpoint_outlives_rotation_and_becomes_the_final_model(tmp_p
     assert_equal(final, chosen)
     names = {entry.name for entry in tmp_path.iterdir() if entry.is_file()}
     assert {"config.json", "tokenizer_config.json", "modeling_domain_canine.py"} <= names
-    assert not any(checkpoints.STATE.fullmatch(name) for name in names)
+    # Nothing that only a resume wants, but the log, of which cards and reports are made.
+    assert [name for name in names if checkpoints.STATE.fullmatch(name)] == ["trainer_state.json"]
+    assert json.loads((tmp_path / "trainer_state.json").read_text())["log_history"] == trainer.state.log_history
 
 
 def test_without_checkpoints_the_last_weights_are_the_final_ones_and_said_to_be(tmp_path, told_losses):

@@ -47,7 +47,7 @@ def test_other_commands_parse():
     modules = [words[words.index("-m") + 1 :] for words in commands() if "-m" in words]
     ours = [words for words in modules if words[0] == "domain_canine"]
     assert {words[1] for words in ours} == {
-        "check", "prepare", "fill", "score", "complete", "classify", "embed", "export",
+        "check", "prepare", "fill", "score", "complete", "classify", "embed", "export", "report",
     }  # fmt: skip
     for words in ours:
         cli.build_parser().parse_args(words[1:])

@@ -17,21 +17,6 @@ from domain_canine.errors import Stopped, UserError
 from domain_canine.trainer import DomainTrainer
 
 
-@pytest.fixture
-def at(monkeypatch):
-    """Make an address the Hub's, for this process, with quick tries."""
-    monkeypatch.setattr(hub, "PAUSES", (0, 0))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(hub, "_offline_by_us", False)
-
-    def choose(url):
-        monkeypatch.setattr(constants, "ENDPOINT", url)
-        monkeypatch.setattr("transformers.utils.hub._hf_api", None)  # which keeps the address
-
-    yield choose
-    huggingface_hub.close_session()
-
-
 def push(monkeypatch, folder, *flags):
     """A short run that uploads."""
     flags = "--dataset", "sample", "--num_samples", 100, "--use_cpu", "--push_to_hub", "--output_dir", folder, *flags
@@ -53,7 +38,8 @@ def test_a_run_without_a_hub_ends_well_and_says_what_to_do(closed, at, monkeypat
     said = capsys.readouterr().err
     assert said.count("the run starts, and the upload is tried at its end") == 1
     folder = tmp_path / "names"
-    told = f"The model is safe in {folder}; upload it later: hf upload someone/names {folder} . --private --exclude 'ch"
+    told = f"The model is safe in {folder}; upload it later: python -m domain_canine export hub {folder} --repo_id "
+    told += "someone/names\n"
     assert said.count(told) == 1 and said.count("is not reachable") == 2
     assert (folder / "model.safetensors").is_file()
     assert json.loads((folder / "last_exit.json").read_text())["status"] == "finished"
