@@ -19,9 +19,11 @@ from domain_canine.classifier import ClassifierTrainer, build_classifier, class_
 from domain_canine.classify_arguments import ClassifierArguments, ClassifyDataArguments, ClassifyTrainingArguments
 from domain_canine.errors import run
 from domain_canine.labelled import build_batches, load_labelled, positive_index
+from domain_canine.model_card import write_card
 from domain_canine.predictions import write_report
 from domain_canine.pretrained import build_tokenizer
 from domain_canine.run_folder import RunFolder
+from domain_canine.sharing import push_to_hub
 from domain_canine.stopping import StopRequest
 
 
@@ -55,13 +57,16 @@ def fine_tune(model_arguments, data_arguments, args, stop: StopRequest, run_fold
         stop=stop,
         kind=LabelFigures(data.classes, positive_index(data_arguments, data)),
     )
-    startup.record(run_folder, args, model_arguments, data_arguments, data.content, checkpoint)
+    startup.record(run_folder, args, model_arguments, data_arguments, data.content, checkpoint, data.facts)
     trainer.train(resume_from_checkpoint=checkpoint)
 
     which, metrics = trainer.save_final()
     if trainer.is_world_process_zero():
+        write_card(trainer)
         startup.print_final(args.output_dir, which, metrics, trainer.kind)
         write_report(args, data.validation, trainer.kind)
+        if args.push_to_hub:
+            print(push_to_hub(trainer, lambda: write_card(trainer)), file=sys.stderr)
     reporting.finish()
 
 

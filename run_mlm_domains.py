@@ -9,7 +9,6 @@ Every flag, with its default: python run_mlm_domains.py --help
 
 import os
 import sys
-from pathlib import Path
 
 PARENT = os.getppid()  # before all that takes seconds: a launcher may die meanwhile
 
@@ -17,7 +16,7 @@ from domain_canine import reporting, startup
 from domain_canine.arguments import DataArguments, DomainTrainingArguments, ModelArguments, Parser
 from domain_canine.data import build_batches, build_collator
 from domain_canine.errors import run
-from domain_canine.model_card import write_model_card
+from domain_canine.model_card import write_card
 from domain_canine.pretrained import build_model, build_tokenizer
 from domain_canine.run_folder import RunFolder
 from domain_canine.sharing import push_to_hub
@@ -62,12 +61,6 @@ def pretrain(model_arguments, data_arguments, args, stop: StopRequest, run_folde
         if args.push_to_hub:
             print(push_to_hub(trainer, lambda: write_card(trainer)), file=sys.stderr)
     reporting.finish()
-
-
-def write_card(trainer) -> None:
-    """With the repository's name, if there is to be one."""
-    args = trainer.args
-    write_model_card(Path(args.output_dir), trainer.hub_model_id or (args.hub_model_id if args.push_to_hub else None))
 
 
 if __name__ == "__main__":

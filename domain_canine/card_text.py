@@ -92,6 +92,14 @@ LIMITS = """
   to it.
 """
 
+LABEL_LIMITS = """
+## Limits
+
+- It sees the name alone: neither its age, its owner nor what it leads to. A decision that matters needs more than that.
+- It is as good as its labels, for names like those it was trained on; others, of later years or rare suffixes, are
+  strange to it. Where positives are rarer than in its data, more of what it takes for one is none.
+"""
+
 SYNTHETIC = """
 - **It was trained on synthetic names**, to try the software out. It knows nothing of real ones."""
 

@@ -10,6 +10,16 @@ from .run_record import RunRecord
 TRAIN, VALIDATION = "#0072b2", "#d55e00"  # told apart by colour-blind eyes, too (Okabe and Ito 2008)
 
 
+def _perplexities(axes):
+    """On the right, of the losses on the left."""
+    from matplotlib.ticker import FixedLocator, StrMethodFormatter
+
+    other = axes.secondary_yaxis("right", functions=(np.exp, lambda value: np.log(np.maximum(value, 1e-3))))
+    other.set_ylabel("perplexity")
+    other.yaxis.set_major_locator(FixedLocator([1, 1.5, 2, 3, 4, 5, 7, 10, 15, 20, 30, 50, 70, 100, 200, 500, 1000]))
+    other.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+
+
 def draw_curves(record: RunRecord, path: Path) -> bool:
     """Loss and perplexity, learning rate, speed, as PNG.
 
@@ -21,7 +31,6 @@ def draw_curves(record: RunRecord, path: Path) -> bool:
     """
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it tells of its font cache
     from matplotlib.figure import Figure
-    from matplotlib.ticker import FixedLocator, StrMethodFormatter
 
     if not record.points("loss"):
         return False
@@ -30,11 +39,10 @@ def draw_curves(record: RunRecord, path: Path) -> bool:
     loss.plot(*zip(*record.points("loss")), color=TRAIN, linewidth=1.4, label="training")
     if evaluations := record.points("eval_loss"):
         loss.plot(*zip(*evaluations), "o-", color=VALIDATION, linewidth=1.4, markersize=4, label="validation")
-    loss.set_ylabel("loss (nats a masked character)")
-    other = loss.secondary_yaxis("right", functions=(np.exp, lambda value: np.log(np.maximum(value, 1e-3))))
-    other.set_ylabel("perplexity")
-    other.yaxis.set_major_locator(FixedLocator([1, 1.5, 2, 3, 4, 5, 7, 10, 15, 20, 30, 50, 70, 100, 200, 500, 1000]))
-    other.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    loss.set_ylabel("loss")
+    if record.points("perplexity"):
+        loss.set_ylabel("loss (nats a masked character)")
+        _perplexities(loss)
     for axes, name, label in ((rate, "learning_rate", "learning rate"), (speed, "names_per_second", "names a second")):
         if points := record.points(name):
             axes.plot(*zip(*points), color=TRAIN, linewidth=1.4)

@@ -43,12 +43,14 @@ class LabelledNames:
     Args:
         classes: what the class indices mean, in order; None for numbers.
         told: rows for the start-up table.
+        facts: what the run's records say of the names.
     """
 
     train: Labelled
     validation: Labelled
     classes: list[str] | None
     told: list[tuple[str, str]]
+    facts: dict
 
     @property
     def content(self) -> str:
@@ -67,7 +69,7 @@ def load_labelled(data) -> LabelledNames:
         UserError: a file, a column or a label will not do.
     """
     numbers = data.task == "regression"
-    counts = Counter()
+    counts = Counter(rows=0)
     names, labels = _read(data.train_file, data, counts)
     held_out = _read(data.validation_file, data, Counter()) if data.validation_file else None
     if numbers:
@@ -95,7 +97,11 @@ def load_labelled(data) -> LabelledNames:
             raise UserError(f"{data.train_file!r} leaves no name to {what}: give more names, or another split")
     order = np.argsort(hashing.key(data.split_seed, _ORDER, hash_array(train.names)), kind="stable")
     train = Labelled(train.names.take(pa.array(order)), train.labels[order])
-    return LabelledNames(train, validation, classes, _told(data, counts, train, validation, classes, how))
+    facts = {"kind": "local", "counts": dict(counts), "train": len(order), "validation": len(validation.labels)}
+    facts["split"] = how
+    if classes is not None:
+        facts["classes"] = dict(zip(classes, np.bincount(train.labels, minlength=len(classes)).tolist()))
+    return LabelledNames(train, validation, classes, _told(data, facts, train), facts)
 
 
 def _read(source, data, counts) -> tuple[pa.StringArray, list[str]]:
@@ -202,23 +208,22 @@ def groups(names: pa.StringArray, by: str) -> np.ndarray:
     return hash_array(pc.struct_field(pc.extract_regex(names, r"(?P<last>[^.]+\.[^.]+)$"), "last"))
 
 
-def _told(data, counts, train, validation, classes, how):
-    left_out = ", ".join(
-        f"{what.replace('_', ' ')} {count:,}" for what, count in counts.items() if what != "rows" and count
-    )
+def _told(data, facts, train):
+    counts = facts["counts"]
+    left_out = [f"{what.replace('_', ' ')} {count:,}" for what, count in counts.items() if what != "rows" and count]
+    sides = f"{facts['train']:,} to train on, {facts['validation']:,} for validation ({facts['split']})"
     rows = [
         ("data", data.train_file),
-        ("rows", f"{counts['rows']:,} rows read" + (f"; left out: {left_out}" if left_out else "")),
-        ("names", f"{len(train.labels):,} to train on, {len(validation.labels):,} for validation ({how})"),
+        ("rows", f"{counts['rows']:,} rows read" + (f"; left out: {', '.join(left_out)}" if left_out else "")),
+        ("names", sides),
     ]
-    if classes is None:
-        rows.append(("labels", f"{train.labels.min():g} to {train.labels.max():g}, mean {train.labels.mean():g}"))
+    if "classes" not in facts:
+        told = f"{train.labels.min():g} to {train.labels.max():g}, mean {train.labels.mean():g}"
     else:
-        times = np.bincount(train.labels, minlength=len(classes))
-        shown = sorted(zip(times.tolist(), classes), reverse=True)
-        told = ", ".join(f"{name} {count:,}" for count, name in shown[:8])
-        rows.append(("labels", told + (f" and {len(classes) - 8} more" if len(classes) > 8 else "")))
-    return rows
+        shown = sorted(facts["classes"].items(), key=lambda each: -each[1])
+        told = ", ".join(f"{name} {count:,}" for name, count in shown[:8])
+        told += f" and {len(shown) - 8} more" if len(shown) > 8 else ""
+    return [*rows, ("labels", told)]
 
 
 def positive_index(data, names: LabelledNames) -> int:

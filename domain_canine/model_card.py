@@ -8,7 +8,8 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from .card_text import CITATION, EMBED, HEAD, LIMITS, LITTLE_DATA, OTHER_USE, SYNTHETIC, USE
+from .card_text import CITATION, EMBED, HEAD, LABEL_LIMITS, LIMITS, LITTLE_DATA, OTHER_USE, SYNTHETIC, USE
+from .classification import RATES
 from .corpus import SMALL
 from .curves import draw_curves
 from .errors import UserError
@@ -23,7 +24,19 @@ FIGURES = (
     ("eval_bits_per_character", "bits_per_character", "bits per masked character"),
     ("eval_accuracy", "accuracy", "accuracy"),
     ("eval_accuracy_top5", "accuracy", "accuracy, top 5"),
+    ("eval_macro_f1", "f1", "macro F1"),
+    ("eval_auc", "roc_auc", "AUC"),
+    *((f"eval_recall_at_fpr_{rate}", "recall", f"recall at {rate:.1%} false positives") for rate in RATES),
+    ("eval_rmse", "rmse", "root mean square error"),
+    ("eval_mae", "mae", "mean absolute error"),
+    ("eval_r2", "r_squared", "R2"),
+    ("eval_spearman", "spearmanr", "Spearman's rank correlation"),
 )
+TASKS = {
+    "fill-mask": "Masked language modelling", "text-classification": "Labels of names",
+    "feature-extraction": "Embeddings of names",
+}  # fmt: skip
+TAGS = {"fill-mask": ["masked-language-modeling"], "text-classification": [], "feature-extraction": []}
 _SEAL = re.compile(r"\n<!-- domain-canine ([0-9a-f]{16}): .*-->\n\Z")
 
 
@@ -58,6 +71,12 @@ def write_model_card(model: Path, repository: str | None = None) -> bool:
     return True
 
 
+def write_card(trainer) -> None:
+    """Of the run that a trainer has ended, with the repository's name, if there is to be one."""
+    args = trainer.args
+    write_model_card(Path(args.output_dir), trainer.hub_model_id or (args.hub_model_id if args.push_to_hub else None))
+
+
 def _curves(record, model):
     try:
         return draw_curves(record, model / CURVES)
@@ -82,12 +101,13 @@ def card_text(record: RunRecord, repository: str | None = None, curves: bool = F
     model = repository or str(record.model)
     use = {"fill-mask": USE, "feature-extraction": EMBED}.get(record.task, OTHER_USE)
     data = record.data
-    few = (data.get("train") or SMALL) < SMALL
+    labelled = record.task == "text-classification"
+    few = not labelled and (data.get("train") or SMALL) < SMALL
     trial = SYNTHETIC if data.get("kind") == "sample" else LITTLE_DATA if few else ""
     parts = [
         HEAD.format(title=name, made=_made(record)),
         use.format(model=model, task=record.task),
-        LIMITS.format(trial=trial),
+        LABEL_LIMITS if labelled else LIMITS.format(trial=trial),
         _evaluation(record) if _measured(record) else "",
         _data(record) if data else "",
         _training(record, curves) if record.starts else "",
@@ -99,10 +119,10 @@ def card_text(record: RunRecord, repository: str | None = None, curves: bool = F
 
 def metadata(record: RunRecord, name: str) -> ModelCardData:
     """What the Hub reads of the card: the results as its model-index among it."""
-    dataset = record.settings["dataset"] if record.data.get("kind") == "hub" else None
+    dataset = record.settings.get("dataset") if record.data.get("kind") == "hub" else None
     results = [
         EvalResult(
-            task_type=record.task, task_name="Masked language modelling", dataset_type=dataset or "domain-names",
+            task_type=record.task, task_name=TASKS[record.task], dataset_type=dataset or "domain-names",
             dataset_name=_names_of(record), dataset_split="validation", metric_type=kind, metric_name=told,
             metric_value=record.metrics[figure],
         )
@@ -112,10 +132,10 @@ def metadata(record: RunRecord, name: str) -> ModelCardData:
         library_name="transformers",
         pipeline_tag=record.task,
         license=licence(record)[0],
-        tags=["canine", "domain-names", "character-level", "masked-language-modeling"],
+        tags=["canine", "domain-names", "character-level", *TAGS[record.task]],
         base_model=record.base if record.origin == "hub" else None,
         datasets=[dataset] if dataset else None,
-        metrics=["perplexity", "accuracy"] if results else None,
+        metrics=list(dict.fromkeys(kind for _, kind, _ in _measured(record))) or None,
         model_name=name,
         eval_results=results or None,
     )
@@ -158,7 +178,11 @@ def _evaluation(record):
     held_out = record.data.get("validation")
     objective = record.settings.get("objective", "mlm")
     masks = "15% of the characters masked" if objective == "mlm" else "a random number of the characters masked"
-    head = f"On {f'{held_out:,} ' if held_out else ''}names that were held out by a hash of the name, {masks}"
+    head = f"On {f'{held_out:,} ' if held_out else ''}names that were held out"
+    if record.task == "text-classification":
+        head += f" ({record.data['split']})" if "split" in record.data else ""
+    else:
+        head += f" by a hash of the name, {masks}"
     if objective == "any_order":
         head += "; perplexity and bits are those of the bound on the log-likelihood"
     rows = [(told, f"{record.metrics[figure]:.4f}") for figure, _, told in _measured(record)]
@@ -170,11 +194,15 @@ def _evaluation(record):
 def _data(record):
     counts = record.data["counts"]
     rows = [(why.replace("_", " "), f"{count:,}") for why, count in counts.items() if count]
-    where = "at the head of the stream" if record.settings["streaming"] else ""
+    where = "at the head of the stream" if record.settings.get("streaming") else ""
     rows[0] = ("lines read", rows[0][1])
     train, validation = record.data["train"], record.data["validation"]
     sides = [("to train on", f"{train:,}" if train else "streamed"), ("for validation", f"{validation:,}")]
     share = f"{record.settings['validation_split']:.0%} of the names are held out, by a hash of the name"
+    if split := record.data.get("split"):
+        share = f"Names to validate on: {split}"
+    classes = record.data.get("classes", {})
+    sides += [(f"label `{name}`", f"{count:,}") for name, count in classes.items()]
     return _section(
         "Training data",
         f"{_names_of(record)[0].upper()}{_names_of(record)[1:]}. {share}; no validation name is ever trained on.",

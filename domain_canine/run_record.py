@@ -12,6 +12,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from .arguments import DEFAULT_MODEL, DataArguments, DomainTrainingArguments, ModelArguments
 from .checkpoints import step_of, whole_checkpoints
+from .classify_arguments import ClassifierArguments, ClassifyDataArguments, ClassifyTrainingArguments
 from .errors import UserError, first_line
 from .run_folder import LAST_EXIT, RUN_FILE
 
@@ -20,10 +21,11 @@ FINAL = "model.safetensors"
 TOLD = (
     "objective", "mlm_probability", "num_train_epochs", "learning_rate", "lr_scheduler_type", "warmup_steps", "optim",
     "weight_decay", "max_grad_norm", "per_device_train_batch_size", "gradient_accumulation_steps", "max_length", "seed",
+    "task", "pooling",
 )  # fmt: skip
 # Where a run computes, writes and reports, and what is told beside the arguments: nothing that makes the weights.
 _ELSEWHERE = re.compile(
-    r"output_dir|dataset(_column)?|model_name_or_path|model_size|resume_from_checkpoint|allow_changed_run|run_name"
+    r"output_dir|dataset(_column)?|(train|validation)_file|label_column|model_name_or_path|model_size|resume_from_checkpoint|allow_changed_run|run_name"
     r"|use_wandb|use_cpu|no_mixed_precision|bf16|fp16|tf32|disable_tqdm|greater_is_better|local_rank|debug|project"
     r"|(hub|push|dataloader|ddp|log|logging|save|trackio|do|fsdp|report|accelerator|parallelism)_.*"
     r"|per_device_eval_batch_size|fsdp|ignore_data_skip|names a step|slots a step|content of the names"
@@ -135,6 +137,8 @@ class RunRecord:
             Name, value, and the default if it is another.
         """
         kinds = DataArguments, ModelArguments, DomainTrainingArguments
+        if self.task == "text-classification":
+            kinds = ClassifyDataArguments, ClassifierArguments, ClassifyTrainingArguments
         default = {each.name: each.default for kind in kinds for each in fields(kind) if each.default is not MISSING}
         values, rows = self.settings | self.training, []
         if values.get("objective") == "any_order":

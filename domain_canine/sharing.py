@@ -12,10 +12,11 @@ from . import hub
 from .errors import UserError, first_line
 from .run_folder import LAST_EXIT, RUN_FILE
 
-# Neither arguments, nor what only a resume wants, nor the report, which shows names that may be somebody's own. The
+# Neither arguments, nor what only a resume wants, nor what shows names that may be somebody's own. The
 # pickled arguments of stock Trainers have the token in clear.
 NOT_UPLOADED = [
-    "checkpoint-*", ".*", RUN_FILE, LAST_EXIT, "not_finite-*", "report*.html", "optimizer.*", "scheduler.pt",
+    "checkpoint-*", ".*", RUN_FILE, LAST_EXIT, "not_finite-*", "report*.html",
+    "validation_predictions.csv", "optimizer.*", "scheduler.pt",
     "scaler.pt", "rng_state*.pth", "progress.json", "stream-*.json", "checkpoint_manifest.json", "pytorch_model_fsdp*",
     "training_args.bin",
 ]  # fmt: skip

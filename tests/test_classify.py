@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import SMALL
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from small_runs import At, assert_equal, entries, terminate
 
@@ -102,6 +103,11 @@ def test_a_run_learns_and_leaves_a_model_that_loads_by_itself(files, tmp_path, m
     told = json.loads((folder / "eval_results.json").read_text())
     assert told["eval_macro_f1"] > 0.95 and told["eval_auc"] > 0.99 and set(told["classes"]) == {"com", "net"}
     assert np.array(told["confusion_matrix"]).sum() == told["eval_names"]
+    card = ModelCard.load(folder / "README.md")
+    results = {each.metric_name: each.metric_value for each in card.data.eval_results}
+    assert card.data.pipeline_tag == "text-classification" and results["macro F1"] == told["eval_macro_f1"]
+    assert "label `com`" in card.text and "| rows" not in card.text and (folder / "curves.png").is_file()
+    assert "10% by a hash of the name" in card.text and "15% of the characters" not in card.text
     with (folder / "validation_predictions.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == told["eval_names"] and all(row["label"] == row["name"][-3:] for row in rows)
