@@ -1,4 +1,4 @@
-"""The command line: ``python -m domain_canine check | prepare | fill | score | complete``."""
+"""The command line: ``python -m domain_canine check | prepare | fill | score | complete | export``."""
 
 import argparse
 import json
@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from . import complete, score
+from . import complete, export, score
 from .arguments import DEFAULT_DATASET, DEFAULT_MODEL, DataArguments
 from .errors import UserError, run
 
@@ -38,6 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
     fill.set_defaults(call=fill_command)
     score.add_parser(commands)
     complete.add_parser(commands)
+    export.add_parser(commands)
     return parser
 
 

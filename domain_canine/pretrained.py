@@ -7,7 +7,7 @@ from pickle import UnpicklingError
 
 import torch
 from safetensors import SafetensorError
-from transformers import CanineConfig
+from transformers import CanineConfig, PreTrainedModel
 
 from . import hub
 from .arguments import DEFAULT_MODEL, ModelArguments, code_point
@@ -34,6 +34,11 @@ OVERRIDES = (
     "num_hash_buckets", "hidden_act", "hidden_dropout_prob", "attention_probs_dropout_prob", "initializer_range",
     "layer_norm_eps", "local_transformer_stride", "vocab_size",
 )  # fmt: skip
+
+_HEADS = {
+    DomainCanineForMaskedLM: ("masked characters", "run_mlm_domains.py"),
+    DomainCanineForSequenceClassification: ("labels", "run_classify_domains.py"),
+}
 
 # save_pretrained now writes the shipped files beside the weights, and the config points to them.
 DomainCanineConfig.register_for_auto_class()
@@ -76,8 +81,22 @@ def load_for_use(name: str) -> DomainCanineForMaskedLM:
     return load_model(name, trained=True).to(device).eval()
 
 
-def load_model(name: str, trained: bool = False) -> DomainCanineForMaskedLM:
-    """Any CANINE checkpoint, from the Hub or a folder, as a masked language model.
+def is_classifier(name: str) -> bool:
+    """Whether a checkpoint was saved as a classifier; not so if there is none, of which ``load_model`` tells."""
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        hub.use_cache_if_unreachable()
+    try:
+        told, _ = DomainCanineConfig.get_config_dict(str(folder) if folder.is_dir() else name)
+    except (OSError, ValueError):
+        return False
+    return DomainCanineForSequenceClassification.__name__ in (told.get("architectures") or ())
+
+
+def load_model(
+    name: str, trained: bool = False, kind: type[PreTrainedModel] = DomainCanineForMaskedLM
+) -> PreTrainedModel:
+    """Any CANINE checkpoint, from the Hub or a folder, as a masked language model or another ``kind``.
 
     Args:
         trained: the head must be there, too; else a new one is made where it is not.
@@ -100,9 +119,7 @@ def load_model(name: str, trained: bool = False) -> DomainCanineForMaskedLM:
             raise UserError(f"{name!r} is no CANINE but of the type {told.get('model_type')}; try {DEFAULT_MODEL}")
         with _quiet_loading():
             # Not what the configuration may ask for: attention can be code of the Hub.
-            model, loaded = DomainCanineForMaskedLM.from_pretrained(
-                name, output_loading_info=True, attn_implementation="sdpa"
-            )
+            model, loaded = kind.from_pretrained(name, output_loading_info=True, attn_implementation="sdpa")
     except UnpicklingError as error:
         raise UserError(
             f"the weights of {name!r} are pickled (pytorch_model.bin) with more than tensors, which could be code of "
@@ -114,10 +131,13 @@ def load_model(name: str, trained: bool = False) -> DomainCanineForMaskedLM:
             "(and HF_HUB_OFFLINE), or give a local folder. A training can start from random weights: --model_size."
         ) from error
     missing = sorted(loaded["missing_keys"])
-    if any(key.startswith("canine.") for key in missing):
-        raise UserError(f"{name!r} lacks {len(missing)} weights of the encoder, {missing[0]} among them")
+    # The pooler is no part of a masked language model.
+    encoder = [key for key in missing if key.startswith("canine.") and not key.startswith("canine.pooler.")]
+    if encoder:
+        raise UserError(f"{name!r} lacks {len(encoder)} weights of the encoder, {encoder[0]} among them")
     if trained and missing:
-        raise UserError(f"{name!r} has no head for masked characters; train one with run_mlm_domains.py")
+        head, script = _HEADS[kind]
+        raise UserError(f"{name!r} has no head for {head}; train one with {script}")
     return model
 
 

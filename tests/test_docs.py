@@ -42,7 +42,7 @@ def test_training_commands_parse():
 def test_other_commands_parse():
     modules = [words[words.index("-m") + 1 :] for words in commands() if "-m" in words]
     ours = [words for words in modules if words[0] == "domain_canine"]
-    assert {words[1] for words in ours} == {"check", "prepare", "fill", "score", "complete"}
+    assert {words[1] for words in ours} == {"check", "prepare", "fill", "score", "complete", "export"}
     for words in ours:
         cli.build_parser().parse_args(words[1:])
     for words in modules:
