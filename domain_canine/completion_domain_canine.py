@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from .normalization_domain_canine import InvalidDomain, normalize_domain
-from .scoring_domain_canine import SLOTS, encode, is_usual, score_names
+from .scoring_domain_canine import encode, is_usual, score_names, slots_at_once
 
 ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789-"
 LETTERS, HYPHEN = 26, 36
@@ -139,7 +139,8 @@ class _States:
 
     def _predict(self, at=None):
         """Log-probabilities (S, K, A) at characters (S, K), by default at all, of what is allowed there."""
-        parts = torch.arange(len(self.ids), device=self.ids.device).split(max(1, SLOTS // self.ids.shape[1]))
+        most = max(1, slots_at_once(self.ids.device) // self.ids.shape[1])
+        parts = torch.arange(len(self.ids), device=self.ids.device).split(most)
         found = torch.cat([self._logits(rows, None if at is None else at[rows]) for rows in parts])
         allowed = self.allowed.clone()
         hyphens = self.ids[:, 1:-1] == ord("-")

@@ -36,7 +36,7 @@ def embed_names(model, names: list[str], pooling: str = "mean", normalize: bool 
         raise ValueError(f"pooling is {' or '.join(POOLINGS)}, not {pooling!r}")
     encoder = model.base_model
     embeddings = torch.empty(len(names), encoder.config.hidden_size)
-    for group in by_length(names):
+    for group in by_length(names, encoder.device):
         mine = [names[index] for index in group]
         ids = encode(mine, encoder.device)
         states = encoder(

@@ -5,13 +5,11 @@ request. The names of stock modules and of their settings are those that sentenc
 """
 
 import json
-import os
 import sys
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from .embed import add_pooling_arguments
-from .errors import UserError
+from .export_folder import made_whole, refuse_other_folder
 from .normalization_domain_canine import MAX_NAME
 
 POOLING = "1_CharacterPooling"  # folder of this module's settings, and the mark of an export
@@ -28,22 +26,12 @@ def add_parser(formats) -> None:
 
 def command(arguments) -> int:
     from .pretrained import load_encoder_for_use
-    from .stopping import StopRequest
 
     folder = Path(arguments.output).expanduser()
-    _refuse(folder, arguments.overwrite)
+    refuse_other_folder(folder, lambda there: POOLING in there, arguments.overwrite)
     model = load_encoder_for_use(arguments.model)
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        # Written beside it and renamed: it is whole or absent.
-        with StopRequest(), TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as beside:
-            whole = Path(beside) / "whole"
-            write(model, whole, arguments.pooling, arguments.normalize)
-            if folder.exists():
-                os.replace(folder, Path(beside) / "before")
-            os.replace(whole, folder)
-    except OSError as error:
-        raise UserError(f"--output {arguments.output!r} cannot be written: {error.strerror}") from error
+    with made_whole(folder) as whole:
+        write(model, whole, arguments.pooling, arguments.normalize)
     print(f"{folder}: SentenceTransformer({str(folder)!r}, trust_remote_code=True) opens it", file=sys.stderr)
     return 0
 
@@ -53,7 +41,7 @@ def write(model, folder: Path, pooling: str = "mean", normalize: bool = False) -
 
     Args:
         model: DomainCanineModel without a pooler.
-        folder: made here.
+        folder: empty, to be filled.
         pooling, normalize: as of ``embed_names``.
     """
     from .configuration_domain_canine import AUTO_MAP
@@ -83,14 +71,3 @@ def write(model, folder: Path, pooling: str = "mean", normalize: bool = False) -
     }
     for name, content in settings.items():
         (folder / name).write_text(json.dumps(content, indent=2) + "\n")
-
-
-def _refuse(folder, overwrite):
-    """Of what is there only an earlier export is replaced, and only if that is asked for."""
-    if folder.is_dir() and any(folder.iterdir()):
-        if not (folder / POOLING).is_dir():
-            raise UserError(f"--output {str(folder)!r} is not empty and no export of this program: give another folder")
-        if not overwrite:
-            raise UserError(f"--output {str(folder)!r} exists; add --overwrite to replace it, or give another folder")
-    elif folder.exists() and not folder.is_dir():
-        raise UserError(f"--output {str(folder)!r} is a file: give a folder")

@@ -131,7 +131,9 @@ class DomainCanineLayer(GradientCheckpointingLayer):
     def forward(self, states, mask, queries=None):
         """States (B, N, D), mask (B, N) True where real, queries (B, Q, D) or all states -> (B, Q, D), weights."""
         queries = states if queries is None else queries
-        if self.window is not None and states.shape[1] > self.window:
+        if self.window is not None and torch.compiler.is_exporting():
+            context, weights = self._windows_by_mask(states, mask)
+        elif self.window is not None and states.shape[1] > self.window:
             context, weights = self._windows(states, mask)
         else:
             context, weights = self.attention["self"](queries, states, mask[:, None, None])
@@ -148,10 +150,17 @@ class DomainCanineLayer(GradientCheckpointingLayer):
         context = context * mask.any(1)[:, None, None]
         return context.unflatten(0, (-1, (length + padding) // width)).flatten(1, 2)[:, :length], weights
 
+    def _windows_by_mask(self, states, mask):
+        """The same for exported graphs, which have one branch for all lengths."""
+        window = torch.arange(states.shape[1], device=mask.device) // self.window
+        seen = mask[:, None] & (window[:, None] == window)
+        context, weights = self.attention["self"](states, states, never_empty(seen)[:, None])
+        return context * seen.any(-1, keepdim=True), weights
+
 
 def never_empty(mask: torch.Tensor) -> torch.Tensor:
     """Rows with no True become all True: a softmax over nothing is NaN."""
-    return mask | ~mask.any(1, keepdim=True)
+    return mask | ~mask.any(-1, keepdim=True)
 
 
 class DomainCanineEncoder(nn.Module):

@@ -24,7 +24,7 @@ def classify_names(model, names: list[str]) -> np.ndarray:
         model: DomainCanineForSequenceClassification in evaluation mode.
     """
     logits = np.empty((len(names), model.config.num_labels), np.float32)
-    for group in by_length(names):
+    for group in by_length(names, model.device):
         ids = encode([names[index] for index in group], model.device)
         logits[group] = model(input_ids=ids, attention_mask=ids != PAD, ascii_only=True).logits.float().cpu().numpy()
     return logits

@@ -89,6 +89,18 @@ def _device():
     return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
 
 
+def is_classifier(name: str) -> bool:
+    """Whether a checkpoint was saved as a classifier; not so if there is none, of which ``load_model`` tells."""
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        hub.use_cache_if_unreachable()
+    try:
+        told, _ = DomainCanineConfig.get_config_dict(str(folder) if folder.is_dir() else name)
+    except (OSError, ValueError):
+        return False
+    return DomainCanineForSequenceClassification.__name__ in (told.get("architectures") or ())
+
+
 def load_model(
     name: str, trained: bool = False, kind: type[PreTrainedModel] = DomainCanineForMaskedLM, **changes
 ) -> PreTrainedModel:

@@ -105,7 +105,7 @@ def look_at(model, names: list[str]) -> Characters:
     """
     found = []
     with tqdm(total=len(names), unit=" names", desc="looking at names", disable=None) as bar:
-        for group in by_length(names, lambda length: length):
+        for group in by_length(names, model.device, lambda length: length):
             of, at, truth, logits = each_alone(model, [names[index] for index in group])
             nats = -log_probabilities(logits[:, None], truth[:, None])[:, 0]
             rank = (logits > logits.gather(1, truth[:, None])).sum(1)

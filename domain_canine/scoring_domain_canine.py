@@ -21,8 +21,9 @@ import torch
 from .layers_domain_canine import ASCII, SPECIAL, SPECIAL_END
 from .tokenization_domain_canine import CLS, PAD, SEP
 
-# Character slots computed at once.
-SLOTS = 32_768
+# Character slots computed at once: on a CPU what its caches hold (of 2,048 to 32,768 the small model was quickest here,
+# by 28% over the most), elsewhere enough to keep the device busy.
+SLOTS_ON_CPU, SLOTS = 4096, 32_768
 # Orders that a bound is the mean of.
 ORDERS = 4
 
@@ -64,7 +65,7 @@ def score_names(model, names: list[str], orders: int | None = None, seed: int = 
     if orders is None:
         orders = ORDERS if model.config.objective == "any_order" else 0
     scores: list[NameScore | None] = [None] * len(names)
-    for group in by_length(names, lambda length: length * max(orders, 1)):
+    for group in by_length(names, model.device, lambda length: length * max(orders, 1)):
         mine = [names[index] for index in group]
         totals = _any_order(model, mine, orders, seed) if orders else _one_by_one(model, mine)
         for index, name, row in zip(group, mine, totals.tolist()):
@@ -72,16 +73,23 @@ def score_names(model, names: list[str], orders: int | None = None, seed: int = 
     return scores
 
 
-def by_length(names: list[str], rows: Callable[[int], int] = lambda length: 1) -> Iterator[list[int]]:
-    """Indices of names of like lengths, longest first, as many at once as SLOTS have room for.
+def slots_at_once(device: torch.device) -> int:
+    return SLOTS_ON_CPU if device.type == "cpu" else SLOTS
+
+
+def by_length(
+    names: list[str], device: torch.device, rows: Callable[[int], int] = lambda length: 1
+) -> Iterator[list[int]]:
+    """Indices of names of like lengths, longest first, as many at once as ``slots_at_once`` have room for.
 
     Args:
+        device: where they are computed.
         rows: the length of a name -> how many rows it takes.
     """
     order, start = sorted(range(len(names)), key=lambda index: -len(names[index])), 0
     while start < len(order):
         length = len(names[order[start]])
-        end = start + max(1, SLOTS // ((length + 5) // 4 * 4 * rows(length)))
+        end = start + max(1, slots_at_once(device) // ((length + 5) // 4 * 4 * rows(length)))
         yield order[start:end]
         start = end
 

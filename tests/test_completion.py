@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from domain_canine import completion_domain_canine, normalize_domain
+from domain_canine import normalize_domain, scoring_domain_canine
 from domain_canine.completion_domain_canine import ALPHABET, BadPattern, beam_search, complete, expand, sample
 from domain_canine.scoring_domain_canine import encode, score_names
 
@@ -154,7 +154,7 @@ def test_sampling_goes_on_until_there_are_enough_and_stops_where_there_are_no_mo
 def test_patterns_of_many_kinds_at_once_are_the_same_as_one_by_one(model, monkeypatch):
     patterns = ["py??.com", "a*.net", "shop?.de", "best*x.org"]
     together = complete(model, patterns, count=3, length=(3, 8))
-    monkeypatch.setattr(completion_domain_canine, "SLOTS", 50)
+    monkeypatch.setattr(scoring_domain_canine, "SLOTS_ON_CPU", 50)
     for pattern, found in zip(patterns, together):
         [single] = complete(model, [pattern], count=3, length=(3, 8))
         assert [each.name for each in single] == [each.name for each in found]

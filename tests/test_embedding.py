@@ -90,13 +90,13 @@ def test_an_embedding_depends_on_no_other_name_and_order_is_kept(model, monkeypa
     assert together.std(0).min() > 0.01  # they are not all alike
     for index in (*range(0, 60, 7), 60, 61, 62, 63):
         assert close(embed_names(model, [names[index]])[0], together[index])
-    monkeypatch.setattr(scoring_domain_canine, "SLOTS", 100)  # other batches
+    monkeypatch.setattr(scoring_domain_canine, "SLOTS_ON_CPU", 100)  # other batches
     assert close(embed_names(model, names), together)
     assert embed_names(model, []).shape == (0, SMALL["hidden_size"])
 
 
 def test_batches_are_of_like_lengths_and_within_the_slots(model, monkeypatch):
-    monkeypatch.setattr(scoring_domain_canine, "SLOTS", 200)
+    monkeypatch.setattr(scoring_domain_canine, "SLOTS_ON_CPU", 200)
     shapes, forward = [], model.canine.forward
     monkeypatch.setattr(
         model.canine, "forward", lambda **inputs: shapes.append(inputs["input_ids"].shape) or forward(**inputs)
@@ -329,7 +329,7 @@ def test_what_was_written_before_a_signal_is_valid(folder, encoder, tmp_path, su
         ("embed MODEL a.com --output no/where.npy", "cannot be written: No such file"),
         ("embed MODEL a.com --pooling max", "invalid choice: 'max'"),
         ("embed . a.com", "holds no model"),
-        ("export", "arguments are required: format"),
+        ("export", "arguments are required: target"),
         ("export sentence-transformers MODEL", "arguments are required: --output"),
         ("export sentence-transformers nomodel/x/y --output new", "cannot load the model"),
         ("export sentence-transformers MODEL --output there.npy", "is a file: give a folder"),

@@ -65,7 +65,7 @@ def test_a_score_depends_on_no_other_name(model, monkeypatch, orders):
     names = [*sample_names(60), "a.b", LONGEST, "1.com"]
     together = score_names(model, names, orders=orders)
     assert [score.name for score in together] == names
-    monkeypatch.setattr(scoring_domain_canine, "SLOTS", 100)  # other batches
+    monkeypatch.setattr(scoring_domain_canine, "SLOTS_ON_CPU", 100)  # other batches
     for score in together[::7] + together[-3:]:
         [single] = score_names(model, [score.name], orders=orders)
         assert single.log_probability == pytest.approx(score.log_probability, abs=1e-4)
