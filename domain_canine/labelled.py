@@ -68,37 +68,26 @@ def load_labelled(data) -> LabelledNames:
     Raises:
         UserError: a file, a column or a label will not do.
     """
-    numbers = data.task == "regression"
-    counts = Counter(rows=0)
+    counts, others = Counter(rows=0), Counter(rows=0)
     names, labels = _read(data.train_file, data, counts)
-    held_out = _read(data.validation_file, data, Counter()) if data.validation_file else None
-    if numbers:
-        classes, train = None, Labelled(names, _as_numbers(labels, data.train_file))
+    classes = _classes(labels, data.train_file) if data.task == "classification" else None
+    train = _side(names, labels, classes, data.train_file, counts)
+    if data.validation_file:
+        validation = _side(*_read(data.validation_file, data, others), classes, data.validation_file, others)
+        seen, how = np.isin(hash_array(train.names), hash_array(validation.names)), "given"
+        counts["in validation"] += int(seen.sum())
+        train = train.where(~seen)
     else:
-        classes = sorted(set(labels), key=_order)
-        if len(classes) < 2:
-            raise UserError(f"{data.train_file!r}: every name has the label {classes[0]!r}; two or more are needed")
-        train = _unique(Labelled(names, _indices(labels, classes, data.train_file)), counts)
-    if held_out is None:
         aside = on_validation_side(groups(train.names, data.split_by), data.validation_split, data.split_seed)
         train, validation = train.where(~aside), train.where(aside)
-        how = f"{data.validation_split:.0%} by a hash of the {'name' if data.split_by == 'name' else 'last two labels'}"
-    else:
-        names, labels = held_out
-        if numbers:
-            validation = Labelled(names, _as_numbers(labels, data.validation_file))
-        else:
-            validation = _unique(Labelled(names, _indices(labels, classes, data.validation_file)), Counter())
-        seen = np.isin(hash_array(train.names), hash_array(validation.names))
-        counts["in validation"] += int(seen.sum())
-        train, how = train.where(~seen), "given"
+        how = f"{data.validation_split:.0%} by a hash of the {data.split_by.replace('_', ' ')}"
     for side, what in ((train, "train on"), (validation, "validate on")):
         if not len(side.labels):
             raise UserError(f"{data.train_file!r} leaves no name to {what}: give more names, or another split")
     order = np.argsort(hashing.key(data.split_seed, _ORDER, hash_array(train.names)), kind="stable")
     train = Labelled(train.names.take(pa.array(order)), train.labels[order])
     facts = {"kind": "local", "counts": dict(counts), "train": len(order), "validation": len(validation.labels)}
-    facts["split"] = how
+    facts |= {"split": how, "validation_counts": dict(others)}
     if classes is not None:
         facts["classes"] = dict(zip(classes, np.bincount(train.labels, minlength=len(classes)).tolist()))
     return LabelledNames(train, validation, classes, _told(data, facts, train), facts)
@@ -161,11 +150,21 @@ def _order(label):
     return (0, int(label), label) if label.lstrip("-").isdecimal() else (1, 0, label)
 
 
-def _indices(labels, classes, source):
+def _classes(labels, source):
+    classes = sorted(set(labels), key=_order)
+    if len(classes) < 2:
+        raise UserError(f"{source!r}: every name has the label {classes[0]!r}; two or more are needed")
+    return classes
+
+
+def _side(names, labels, classes, source, counts) -> Labelled:
+    """What was read, with class indices or numbers for labels."""
+    if classes is None:
+        return Labelled(names, _as_numbers(labels, source))
     of = {label: index for index, label in enumerate(classes)}
     if unknown := set(labels) - set(classes):
         raise UserError(f"{source!r} has the label {min(unknown)!r}, which no training name has ({', '.join(classes)})")
-    return np.array([of[label] for label in labels], np.int64)
+    return _unique(Labelled(names, np.array([of[label] for label in labels], np.int64)), counts)
 
 
 def _as_numbers(labels, source):
@@ -209,14 +208,11 @@ def groups(names: pa.StringArray, by: str) -> np.ndarray:
 
 
 def _told(data, facts, train):
-    counts = facts["counts"]
-    left_out = [f"{what.replace('_', ' ')} {count:,}" for what, count in counts.items() if what != "rows" and count]
+    rows = [("data", data.train_file), ("rows", _left_out(facts["counts"]))]
+    if data.validation_file:
+        rows += [("", data.validation_file), ("", _left_out(facts["validation_counts"]))]
     sides = f"{facts['train']:,} to train on, {facts['validation']:,} for validation ({facts['split']})"
-    rows = [
-        ("data", data.train_file),
-        ("rows", f"{counts['rows']:,} rows read" + (f"; left out: {', '.join(left_out)}" if left_out else "")),
-        ("names", sides),
-    ]
+    rows.append(("names", sides))
     if "classes" not in facts:
         told = f"{train.labels.min():g} to {train.labels.max():g}, mean {train.labels.mean():g}"
     else:
@@ -224,6 +220,11 @@ def _told(data, facts, train):
         told = ", ".join(f"{name} {count:,}" for name, count in shown[:8])
         told += f" and {len(shown) - 8} more" if len(shown) > 8 else ""
     return [*rows, ("labels", told)]
+
+
+def _left_out(counts):
+    told = [f"{what.replace('_', ' ')} {count:,}" for what, count in counts.items() if what != "rows" and count]
+    return f"{counts['rows']:,} rows read" + (f"; left out: {', '.join(told)}" if told else "")
 
 
 def positive_index(data, names: LabelledNames) -> int:

@@ -78,11 +78,12 @@ def test_content_tells_names_labels_and_sides_apart(tmp_path, file):
 
 def test_training_names_of_the_validation_file_are_left_out(tmp_path):
     train = write(tmp_path / "train.csv", HEAD + "a.com,x\nb.com,y\nc.com,x\n")
-    dev = write(tmp_path / "dev.csv", HEAD + "B.com,x\nd.com,y\n")
+    dev = write(tmp_path / "dev.csv", HEAD + "B.com,x\nd.com,y\nd.com,y\nno name,x\n")
     data = load(train, validation_file=str(dev))
     assert pairs(data.train, data.classes) == {"a.com": "x", "c.com": "x"}
     assert pairs(data.validation, data.classes) == {"b.com": "x", "d.com": "y"}
     assert "in validation 1" in dict(data.told)["rows"]
+    assert ("", "4 rows read; left out: bad character 1, duplicates 1") in data.told
 
 
 def test_split_by_last_two_labels_keeps_them_together(tmp_path):

@@ -127,7 +127,7 @@ def test_code_beside_a_checkpoint_never_runs_and_is_not_passed_on(tmp_path, mode
     assert built.config._attn_implementation == "sdpa"
     built.save_pretrained(tmp_path / "ours")
     assert json.loads((tmp_path / "ours" / "config.json").read_text())["auto_map"] == AUTO_MAP
-    assert not [path for path in (tmp_path / "ours").glob("*.py") if "pathlib" in path.read_text()]
+    assert not [path for path in (tmp_path / "ours").glob("*.py") if evil in path.read_text()]
 
 
 @pytest.mark.parametrize("way", WAYS)
