@@ -14,7 +14,7 @@ import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -27,7 +27,7 @@ from domain_canine.errors import UserError, run
 from domain_canine.modeling_domain_canine import DomainCanineForMaskedLM
 from domain_canine.onnx_graphs import FillMask, export, open_session
 from domain_canine.onnx_graphs import run as run_session
-from domain_canine.onnx_int8 import quantize
+from domain_canine.onnx_int8 import like_lengths, quantize
 from domain_canine.pretrained import SIZES, load_model
 from domain_canine.scoring_domain_canine import encode, is_usual, log_probabilities, score_names
 from domain_canine.startup import silence_libraries
@@ -76,11 +76,6 @@ class Stock:
             logits = logits.gather(1, at[some, :, None].expand(-1, -1, logits.shape[-1]))
             found.append(log_probabilities(logits, truth[some])[:, 0])
         return torch.zeros(len(names), dtype=torch.float64).index_add(0, of, torch.cat(found)).tolist()
-
-
-def like_lengths(names: list[str], size: int) -> Iterator[list[str]]:
-    names = sorted(names, key=len)
-    return (names[start : start + size] for start in range(0, len(names), size))
 
 
 def spread(names: list[str], count: int) -> list[str]:

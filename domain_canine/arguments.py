@@ -30,6 +30,25 @@ def positive(owner: Any, *names: str) -> None:
             raise UserError(f"--{name} must be above 0, not {value}")
 
 
+def share(owner: Any, *names: str) -> None:
+    for name in names:
+        if not 0 < getattr(owner, name) < 1:
+            raise UserError(f"--{name} must lie between 0 and 1, not {getattr(owner, name)}")
+
+
+def seed(owner: Any, name: str) -> None:
+    if not 0 <= getattr(owner, name) < 2**63:
+        raise UserError(f"--{name} must be from 0 on and below 2**63, not {getattr(owner, name)}")
+
+
+def one_origin(owner: Any) -> None:
+    if owner.model_size and owner.model_name_or_path:
+        raise UserError(
+            f"--model_size {owner.model_size} (random weights) and --model_name_or_path {owner.model_name_or_path} "
+            "contradict each other; give one of them"
+        )
+
+
 def code_point(text: str) -> int:
     """``U+E003``, ``0xE003`` or ``57347`` -> 57347; a private-use code point, which no text contains.
 
@@ -85,11 +104,7 @@ class ModelArguments:
     )
 
     def __post_init__(self):
-        if self.model_size and self.model_name_or_path:
-            raise UserError(
-                f"--model_size {self.model_size} (random weights) and --model_name_or_path {self.model_name_or_path} "
-                "contradict each other; give one of them"
-            )
+        one_origin(self)
         if self.config_overrides and not self.model_size:
             raise UserError("--config_overrides changes a model from random weights; it needs --model_size")
         if self.mask_code_point is not None:
@@ -130,16 +145,13 @@ class DataArguments:
 
     def __post_init__(self):
         positive(self, "num_samples", "span_length", "slots_per_batch")
-        if not 0 <= self.split_seed < 2**63:
-            raise UserError(f"--split_seed must be from 0 on and below 2**63, not {self.split_seed}")
+        seed(self, "split_seed")
         if not SHORTEST_INPUT <= self.max_length <= LONGEST_INPUT:
             raise UserError(
                 f"--max_length must lie between {SHORTEST_INPUT} and {LONGEST_INPUT} (a name has at most 253 "
                 f"characters), not {self.max_length}"
             )
-        for name in ("validation_split", "mlm_probability"):
-            if not 0 < getattr(self, name) < 1:
-                raise UserError(f"--{name} must lie between 0 and 1, not {getattr(self, name)}")
+        share(self, "validation_split", "mlm_probability")
         replaced = self.mask_replace_prob + self.random_replace_prob
         if min(self.mask_replace_prob, self.random_replace_prob) < 0 or replaced > 1 + 1e-9:
             raise UserError(

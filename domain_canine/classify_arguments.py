@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from .arguments import DEFAULT_MODEL, DomainTrainingArguments, flag, positive
+from .arguments import DEFAULT_MODEL, DomainTrainingArguments, flag, one_origin, positive, seed, share
 from .errors import UserError
 
 CLASS_METRICS = ("loss", "accuracy", "macro_f1", "auc", "recall_at_fpr_0.01", "recall_at_fpr_0.001")
@@ -33,11 +33,7 @@ class ClassifierArguments:
 
     def __post_init__(self):
         positive(self, "lora_rank")
-        if self.model_size and self.model_name_or_path:
-            raise UserError(
-                f"--model_size {self.model_size} (random weights) and --model_name_or_path {self.model_name_or_path} "
-                "contradict each other; give one of them"
-            )
+        one_origin(self)
         for name, given in (("freeze_encoder", self.freeze_encoder), ("lora_rank", self.lora_rank)):
             if given and self.model_size:
                 raise UserError(f"--{name} keeps weights as they are; with --model_size they are random: leave one out")
@@ -72,10 +68,8 @@ class ClassifyDataArguments:
     def __post_init__(self):
         if not self.train_file:
             raise UserError("--train_file is missing: names with labels, as csv, tsv or parquet")
-        if not 0 < self.validation_split < 1:
-            raise UserError(f"--validation_split must lie between 0 and 1, not {self.validation_split}")
-        if not 0 <= self.split_seed < 2**63:
-            raise UserError(f"--split_seed must be from 0 on and below 2**63, not {self.split_seed}")
+        share(self, "validation_split")
+        seed(self, "split_seed")
         if self.validation_file and self.split_by != "name":
             raise UserError("--validation_file and --split_by last_two_labels contradict each other; give one of them")
         for name in ("positive_label", "class_weights"):

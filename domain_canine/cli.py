@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from . import classify, complete, embed, export, report, score
-from .arguments import DEFAULT_DATASET, DEFAULT_MODEL, DataArguments
+from .arguments import DEFAULT_DATASET, DEFAULT_MODEL, DataArguments, seed
 from .errors import UserError, run
 
 
@@ -82,8 +82,7 @@ def prepare_command(arguments) -> int:
     DataArguments(**chosen)
     if not arguments.output:
         raise UserError("--output is empty: name the folder to make")
-    if not 0 <= arguments.seed < 2**63:
-        raise UserError(f"--seed must be from 0 on and below 2**63, not {arguments.seed}")
+    seed(arguments, "seed")
     if not arguments.memory >= LEAST_MEMORY:
         raise UserError(f"--memory must be at least {LEAST_MEMORY:g} (GB), not {arguments.memory:g}")
     sources = [open_source(each, arguments.dataset_column) for each in arguments.inputs]

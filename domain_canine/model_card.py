@@ -13,6 +13,7 @@ from .classification import RATES
 from .corpus import SMALL
 from .curves import draw_curves
 from .errors import UserError
+from .manifest import write_whole
 from .run_record import RunRecord, read_record
 
 CARD, CURVES = "README.md", "curves.png"
@@ -63,9 +64,7 @@ def write_model_card(model: Path, repository: str | None = None) -> bool:
             return False
         record = read_record(model)
         text = card_text(record, repository, _curves(record, model))
-        written = path.with_name(f".{path.name}")
-        written.write_text(_sealed(text))
-        written.replace(path)
+        write_whole(path, _sealed(text))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"the model card {str(path)!r} cannot be written: {error}") from error
     return True

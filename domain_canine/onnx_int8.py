@@ -40,7 +40,7 @@ def cost(graph: Graph, exact: Path, rounded: Path, names: list[str]) -> str:
     sessions = open_session(exact), open_session(rounded)
     if isinstance(graph, FillMask):
         return _fill_mask(graph.model.config, sessions, names)
-    ids = [(*_batch(group), group) for group in _groups(names, 4 if graph.rows else BATCH)]
+    ids = [(*_batch(group), group) for group in like_lengths(names, 4 if graph.rows else BATCH)]
     outputs = [[run(session, *given)[-1] for *given, _ in ids] for session in sessions]
     before, after = (torch.from_numpy(np.concatenate(each)).double() for each in outputs)
     if graph.rows:
@@ -71,7 +71,7 @@ def _fill_mask(config, sessions, names):
     collator = DataCollatorForCodePointMasking(mask_code_point=config.mask_code_point, vocab_size=config.vocab_size)
     collator = collator.for_evaluation()
     sums = torch.zeros(2, len(SUMS), dtype=torch.float64)
-    for group in _groups(names, BATCH):
+    for group in like_lengths(names, BATCH):
         ids, mask = _batch(group)
         batch = collator([{"input_ids": row[row != PAD]} for row in ids])
         positions = batch["masked_positions"]
@@ -86,8 +86,8 @@ def _fill_mask(config, sessions, names):
     )
 
 
-def _groups(names: list[str], size: int) -> Iterator[list[str]]:
-    """Like lengths together."""
+def like_lengths(names: list[str], size: int) -> Iterator[list[str]]:
+    """So many names at once, like lengths together."""
     names = sorted(names, key=len)
     return (names[start : start + size] for start in range(0, len(names), size))
 

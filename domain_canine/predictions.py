@@ -1,4 +1,4 @@
-"""What a classifier says of names: batches of like lengths, in constant memory, the order kept."""
+"""What a classifier says of names: batches of like lengths, the order kept."""
 
 import csv
 import json

@@ -7,8 +7,9 @@ import csv
 import io
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
@@ -118,21 +119,33 @@ def _refuse_binary(name: str, head: bytes) -> None:
 
 
 def _read_text(name: str, column: str | None) -> Iterator[Block]:
-    number, rest, piece = 1, b"", None
     with _open(name) as (stream, done):
-        while piece != b"":
-            head, piece = piece is None, stream.read(TEXT_BLOCK)
-            if head:
-                _refuse_binary(name, piece[:4096])
-            text = rest + piece
-            end = text.rfind(b"\n") + 1 if piece else len(text)
-            text, rest = text[:end], text[end:]
-            if len(rest) > TEXT_BLOCK:
-                raise BadInput(f"{name!r} has a line of more than {TEXT_BLOCK:,} bytes; names come one a line")
-            if text:
-                lines = lines_of(text)
-                yield Block(name, np.arange(number, number + len(lines)), lines, done())
-                number += len(lines)
+        yield from text_blocks(name, _checked(name, stream), done)
+
+
+def _checked(name, stream):
+    """The pieces of a text file, as long as it is one with lines."""
+    _refuse_binary(name, (piece := stream.read(TEXT_BLOCK))[:4096])
+    line = 0  # bytes of the line that lasts
+    while piece:
+        line = len(piece) - piece.rfind(b"\n") - 1 + (line if b"\n" not in piece else 0)
+        if line > TEXT_BLOCK:
+            raise BadInput(f"{name!r} has a line of more than {TEXT_BLOCK:,} bytes; names come one a line")
+        yield piece
+        piece = stream.read(TEXT_BLOCK)
+
+
+def text_blocks(name: str, pieces: Iterable[bytes], done: Callable[[], float]) -> Iterator[Block]:
+    """Pieces of text, cut anywhere -> blocks of whole lines; the last one may lack its end."""
+    number, rest = 1, b""
+    for piece in chain(pieces, [b""]):
+        text = rest + piece
+        end = text.rfind(b"\n") + 1 if piece else len(text)
+        text, rest = text[:end], text[end:]
+        if text:
+            lines = lines_of(text)
+            yield Block(name, np.arange(number, number + len(lines)), lines, done())
+            number += len(lines)
 
 
 def lines_of(text: bytes) -> pa.BinaryArray:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from .cleaning import normalize_lines
 from .errors import UserError
 from .normalization_domain_canine import MAX_NAME
-from .readers import Block, kind_of, lines_of
+from .readers import Block, kind_of, lines_of, text_blocks
 from .sources import Files, local_paths
 
 WINDOW = 2048  # rows at once: enough to bring like lengths together, and few enough to see some progress
@@ -56,25 +56,12 @@ def read_rows(inputs: list[str], column: str | None = None) -> Iterator[Rows]:
 
 def _blocks(inputs, column):
     if inputs == ["-"]:
-        return _standard_input()
+        return text_blocks("-", iter(lambda: sys.stdin.buffer.read1(PIPE), b""), lambda: 0.0)
     if len(inputs) == 1 and (kind_of(Path(inputs[0])) or Path(inputs[0]).exists() or "/" in inputs[0]):
         return Files(inputs[0], [str(path) for path in local_paths(inputs[0])], column).blocks()
     if files := [each for each in inputs if Path(each).is_file()]:
         raise UserError(f"{files[0]!r} is a file: give one file, folder or quoted glob, or names")
     return iter([Block("names", np.arange(1, len(inputs) + 1), lines_of("\n".join(inputs).encode()), 1.0)])
-
-
-def _standard_input():
-    number, rest, piece = 1, b"", None
-    while piece != b"":
-        piece = sys.stdin.buffer.read1(PIPE)
-        text = rest + piece
-        end = text.rfind(b"\n") + 1 if piece else len(text)
-        text, rest = text[:end], text[end:]
-        if text:
-            lines = lines_of(text)
-            yield Block("-", np.arange(number, number + len(lines)), lines, 0.0)
-            number += len(lines)
 
 
 def _clean(block):

@@ -51,7 +51,7 @@ def refuse_changed_run(checkpoint: str, now: dict) -> None:
         )
 
 
-def write_run_file(args, now: dict, data: dict | None = None, checkpoint: str | None = None) -> None:
+def write_run_file(args, now: dict, data: dict, checkpoint: str | None) -> None:
     """Add this start, without secrets.
 
     Args:

@@ -65,7 +65,7 @@ def record(
     data_arguments,
     content: str | None,
     checkpoint: str | None,
-    data: dict | None = None,
+    data: dict,
 ) -> None:
     """Write the run's arguments into its folder, which marks it as ours.
 
