@@ -2,23 +2,20 @@
 
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv
-import pyarrow.parquet
 import torch
 
 from . import hashing
 from .batches import NameBatches
 from .cleaning import hash_array, normalize_lines, on_validation_side
-from .errors import UserError, first_line
+from .errors import UserError
 from .masking import below
 from .modeling_domain_canine import IGNORED
 from .normalization_domain_canine import MAX_NAME
-from .readers import KNOWN_COLUMNS, as_bytes, choose_column, kind_of
+from .readers import read
 from .sources import local_paths
 from .table import NameTable
 
@@ -100,49 +97,19 @@ def _read(source, data, counts) -> tuple[pa.StringArray, list[str]]:
         raise UserError(f"there is no file or folder {source!r}; names with labels are read from csv, tsv and parquet")
     names, labels = [], []
     for path in paths:
-        lines, told = _columns(path, data.dataset_column, data.label_column, counts)
-        found, valid = normalize_lines(lines, MAX_NAME, lambda index, line, reason: counts.update([reason]))
-        labelled = np.array([label != "" for label in told], bool)
-        counts["rows"] += len(lines)
-        counts["without a label"] += int((valid & ~labelled).sum())
-        keep = valid & labelled
-        names.append(found.filter(pa.array(keep)))
-        labels += [label for label, kept in zip(told, keep) if kept]
+        for block in read(path, data.dataset_column, data.label_column):
+            found, valid = normalize_lines(block.lines, MAX_NAME, lambda index, line, reason: counts.update([reason]))
+            told = [label.decode("utf-8", "backslashreplace").strip() for label in block.labels.to_pylist()]
+            labelled = np.array([label != "" for label in told], bool)
+            counts["rows"] += len(told)
+            counts["without a label"] += int((valid & ~labelled).sum())
+            counts["malformed rows"] += len(block.malformed)
+            keep = valid & labelled
+            names.append(found.filter(pa.array(keep)))
+            labels += [label for label, kept in zip(told, keep) if kept]
     if not labels:
         raise UserError(f"{source!r} holds no name with a label in the column {data.label_column!r}")
     return pa.concat_arrays(names), labels
-
-
-def _columns(path: Path, column, label_column, counts) -> tuple[pa.BinaryArray, list[str]]:
-    """The cells of a file's two columns, as bytes and as text."""
-    kind = kind_of(path)
-    if kind == ".txt":
-        raise UserError(f"{str(path)!r} has no columns: names with labels are read from csv, tsv and parquet")
-
-    def skip(row):
-        counts["malformed rows"] += 1
-        return "skip"
-
-    try:
-        if kind == ".parquet":
-            table = pyarrow.parquet.read_table(path)
-        else:
-            as_text = {name: pa.string() for name in (column, label_column, *KNOWN_COLUMNS) if name}
-            parsing = pyarrow.csv.ParseOptions(
-                delimiter="\t" if kind == ".tsv" else ",", newlines_in_values=True, invalid_row_handler=skip
-            )
-            table = pyarrow.csv.read_csv(
-                path, parse_options=parsing, convert_options=pyarrow.csv.ConvertOptions(column_types=as_text)
-            )
-    except (OSError, pa.ArrowException) as error:
-        raise UserError(f"cannot read {str(path)!r}: {first_line(error)}") from error
-    column = choose_column([name for name in table.column_names if name != label_column], column, repr(str(path)))
-    if label_column not in table.column_names:
-        raise UserError(
-            f"{str(path)!r} has no column {label_column!r}; it has {', '.join(table.column_names)}: set --label_column"
-        )
-    labels = table[label_column].cast(pa.string()).fill_null("").to_pylist()
-    return as_bytes(table[column]), [label.strip() for label in labels]
 
 
 def _order(label):

@@ -37,12 +37,14 @@ class Block(NamedTuple):
     done: float  # share of the source that is read
     malformed: list[tuple[int, str]] = []  # (line number, text) of rows that do not have the header's columns
     continued: int = 0  # further lines of rows whose quoted cells have line ends
+    labels: pa.BinaryArray | None = None  # (B,) the cells of the label column, if one was asked for
 
     def pieces(self, rows: int) -> Iterator["Block"]:
         """The block in blocks of ``rows`` lines at most."""
         for first in range(0, max(1, len(self.lines)), rows):
             mine = slice(first, first + rows)
-            piece = self._replace(numbers=self.numbers[mine], lines=self.lines[mine])
+            labels = None if self.labels is None else self.labels[mine]
+            piece = self._replace(numbers=self.numbers[mine], lines=self.lines[mine], labels=labels)
             yield piece if first == 0 else piece._replace(malformed=[], continued=0)
 
 
@@ -54,19 +56,20 @@ def kind_of(path: Path) -> str | None:
     return path.suffix if path.suffix in _READERS else None
 
 
-def read(name: str | Path, column: str | None = None) -> Iterator[Block]:
+def read(name: str | Path, column: str | None = None, label_column: str | None = None) -> Iterator[Block]:
     """The blocks of a file or URL, by its suffix; any other suffix is text.
 
     Args:
         name: of text (one name a line), csv or tsv with a header, parquet; all but the last gz, zst or bz2 as well.
         column: which one of csv, tsv and parquet.
+        label_column: another one of these, read beside it.
 
     Raises:
         BadInput: it cannot be read, with the reason.
     """
     name = str(name)
     try:
-        yield from _READERS[kind_of(path_of(name)) or ".txt"](name, column)
+        yield from _READERS[kind_of(path_of(name)) or ".txt"](name, column, label_column)
     except (OSError, pa.ArrowException, csv.Error, ValueError) as error:
         raise BadInput(f"cannot read {name!r}: {error}") from error
 
@@ -77,14 +80,32 @@ def path_of(name: str) -> Path:
 
 
 def choose_column(columns: list[str], wanted: str | None, where: str) -> str:
+    """The column with the names; ``where`` they are, for the message.
+
+    Raises:
+        BadInput: there is no such column, or none that is known.
+    """
     if wanted is None:
         known = [name for name in KNOWN_COLUMNS if name in columns]
         if known or len(columns) == 1:
             return known[0] if known else columns[0]
         raise BadInput(f"{where} has the columns {', '.join(columns)}; name one with --dataset_column")
     if wanted not in columns:
-        raise BadInput(f"{where} has no column {wanted!r}; it has {', '.join(columns)}: set --dataset_column")
+        raise _no_column(columns, wanted, where, "--dataset_column")
     return wanted
+
+
+def _no_column(columns, wanted, where, flag):
+    return BadInput(f"{where} has no column {wanted!r}; it has {', '.join(columns)}: set {flag}")
+
+
+def _choose_columns(columns: list[str], wanted: str | None, label: str | None, where: str) -> list[str]:
+    """The column with the names, and the one with the labels if there is to be one."""
+    if label is None:
+        return [choose_column(columns, wanted, where)]
+    if label not in columns:
+        raise _no_column(columns, label, where, "--label_column")
+    return [choose_column([column for column in columns if column != label], wanted, where), label]
 
 
 def as_bytes(cells: pa.Array) -> pa.BinaryArray:
@@ -118,7 +139,9 @@ def _refuse_binary(name: str, head: bytes) -> None:
         raise BadInput(f"{name!r} is a binary file, not text; names come one a line (txt, csv, parquet)")
 
 
-def _read_text(name: str, column: str | None) -> Iterator[Block]:
+def _read_text(name: str, column: str | None, label_column: str | None) -> Iterator[Block]:
+    if label_column is not None:
+        raise BadInput(f"{name!r} has no columns: names with labels are read from csv, tsv and parquet")
     with _open(name) as (stream, done):
         yield from text_blocks(name, _checked(name, stream), done)
 
@@ -157,8 +180,8 @@ def lines_of(text: bytes) -> pa.BinaryArray:
     return pa.BinaryArray.from_buffers(pa.binary(), len(ends), [None, pa.py_buffer(offsets), pa.py_buffer(text)])
 
 
-def _header(name: str, wanted: str | None) -> tuple[str, int, int] | None:
-    """Delimiter, number of columns and place of the names' in a csv or tsv file; None for an empty one."""
+def _header(name: str, wanted: str | None, label: str | None) -> tuple[str, int, list[int]] | None:
+    """Delimiter, number of columns and places of the wanted ones in a csv or tsv file; None for an empty one."""
     with _open(name) as (stream, _):
         head = stream.read(1 << 16)
     _refuse_binary(name, head[:4096])
@@ -170,12 +193,12 @@ def _header(name: str, wanted: str | None) -> tuple[str, int, int] | None:
     names = [column for column in columns if is_domain(column)]
     if names and (wanted is None or is_domain(wanted)):
         raise BadInput(f"{name!r} has no header, its first row has {names[0]!r}; add one, or call the file .txt")
-    return delimiter, len(columns), columns.index(choose_column(columns, wanted, repr(name)))
+    return delimiter, len(columns), [*map(columns.index, _choose_columns(columns, wanted, label, repr(name)))]
 
 
-def _read_csv(name: str, column: str | None) -> Iterator[Block]:
+def _read_csv(name: str, column: str | None, label_column: str | None) -> Iterator[Block]:
     """By the standard library's reader: pyarrow's lets a quote without an end take the rest of the file unnoticed."""
-    if (header := _header(name, column)) is None:
+    if (header := _header(name, column, label_column)) is None:
         return
     with _open(name) as (stream, done):
         # A byte is a character: cells are encoded again as they were.
@@ -185,9 +208,9 @@ def _read_csv(name: str, column: str | None) -> Iterator[Block]:
             yield block._replace(done=done())
 
 
-def _rows(reader, name: str, columns: int, wanted: int) -> Block | None:
+def _rows(reader, name: str, columns: int, wanted: list[int]) -> Block | None:
     """The next rows as a block; None at the end."""
-    cells, numbers, malformed, continued = [], [], [], 0
+    cells, numbers, malformed, continued = [[] for _ in wanted], [], [], 0
     while len(numbers) + len(malformed) < ROW_BLOCK:
         number = reader.line_num + 1
         try:
@@ -203,25 +226,28 @@ def _rows(reader, name: str, columns: int, wanted: int) -> Block | None:
             continue
         continued += reader.line_num - number
         if len(row) == columns or not row:
-            cells.append(row[wanted] if row else "")
+            for column, place in zip(cells, wanted):
+                column.append(row[place] if row else "")
             numbers.append(number)
         else:
             malformed.append((number, _as_text(",".join(row))))
     if not numbers and not malformed:
         return None
+    lines, *labels = map(_encoded, cells)
+    return Block(name, np.array(numbers, np.int64), lines, 0.0, malformed, continued, *labels)
+
+
+def _encoded(cells: list[str]) -> pa.BinaryArray:
     data = "".join(cells).encode("latin-1")
     offsets = np.concatenate([[0], np.cumsum(list(map(len, cells)))]).astype(np.int32)
-    lines = pa.BinaryArray.from_buffers(
-        pa.binary(), len(cells), [None, *map(pa.py_buffer, (offsets, data))]
-    )  # fmt: skip
-    return Block(name, np.array(numbers, np.int64), lines, 0.0, malformed, continued)
+    return pa.BinaryArray.from_buffers(pa.binary(), len(cells), [None, *map(pa.py_buffer, (offsets, data))])
 
 
 def _as_text(cell: str) -> str:
     return cell.encode("latin-1").decode("utf-8", "surrogateescape")
 
 
-def _read_parquet(name: str, column: str | None) -> Iterator[Block]:
+def _read_parquet(name: str, column: str | None, label_column: str | None) -> Iterator[Block]:
     import pyarrow.parquet as pq
 
     with _raw(name) as file, tempfile.TemporaryFile() as whole:
@@ -231,12 +257,13 @@ def _read_parquet(name: str, column: str | None) -> Iterator[Block]:
             file = whole
         # Without a buffer of its own it reads a whole column of a row group at once, however large.
         parquet = pq.ParquetFile(file, buffer_size=PIECE, pre_buffer=False)
-        column = choose_column(parquet.schema_arrow.names, column, repr(name))
+        columns = _choose_columns(parquet.schema_arrow.names, column, label_column, repr(name))
         number, rows = 1, parquet.metadata.num_rows
-        for batch in parquet.iter_batches(ROW_BLOCK, columns=[column]):
+        for batch in parquet.iter_batches(ROW_BLOCK, columns=columns):
             numbers = np.arange(number, number + len(batch))
             number += len(batch)
-            yield Block(name, numbers, as_bytes(batch.column(0)), (number - 1) / rows)
+            lines, *labels = (as_bytes(batch[column]) for column in columns)
+            yield Block(name, numbers, lines, (number - 1) / rows, [], 0, *labels)
 
 
 def count_rows(name: str) -> int | None:

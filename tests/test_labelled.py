@@ -131,6 +131,25 @@ def test_batches_hold_each_name_once_with_its_label(file):
     assert seen == expected
 
 
+def test_a_quote_that_is_not_closed_is_told(tmp_path):
+    rows = [f"{name},{i % 2}" for i, name in enumerate(sample_names(300))]
+    rows[98] = '"' + rows[98]
+    with pytest.raises(UserError, match="a quote in line 100 is not closed"):
+        load(write(tmp_path / "names.csv", HEAD + "\n".join(rows) + "\n"))
+
+
+def test_labels_stay_beside_their_names_over_blocks(tmp_path, monkeypatch):
+    monkeypatch.setattr("domain_canine.readers.ROW_BLOCK", 7)
+    names = sample_names(60)
+    rows = [f"{i},{name if i % 5 else 'no name'},{'ä' * (i % 3)}" for i, name in enumerate(names)]
+    file = write(tmp_path / "names.csv", "number,domain,label\n" + "\n".join(rows) + "\n")
+    pq.write_table(pc.read_csv(file), tmp_path / "names.parquet")
+    expected = {name: "ä" * (i % 3) for i, name in enumerate(names) if i % 5 and i % 3}
+    for each in (file, tmp_path / "names.parquet"):
+        data = load(each, validation_split=0.3)
+        assert pairs(data.train, data.classes) | pairs(data.validation, data.classes) == expected
+
+
 def test_numbers_are_labels_as_they_are(tmp_path):
     rows = [f"{name},{i * 0.5}" for i, name in enumerate(sample_names(50))]
     data = load(write(tmp_path / "n.csv", HEAD + "\n".join(rows) + "\n"), task="regression")
