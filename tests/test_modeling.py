@@ -110,14 +110,26 @@ def test_outputs_depend_on_neither_padding_nor_batch_mates(model, length, attent
                 assert (model(wide).logits[0, : length + 2] - alone).abs().max() <= TOLERANCE
 
 
-def test_masked_positions_give_the_same_logits_as_all_positions(model):
-    ids = random_names(9, 14)
-    positions = torch.tensor([[1, 5, 9], [2, 14, 0]])
+@pytest.mark.parametrize("positions", [[[1, 5, 9], [2, 14, 0]], [[9], [2]]])
+def test_masked_positions_give_the_same_logits_as_all_positions(model, positions):
     with torch.no_grad():
+        for parameter in model.parameters():  # biases are zero otherwise
+            parameter += 0.05 * torch.randn_like(parameter)
+        ids, positions = random_names(9, 14), torch.tensor(positions)
         everywhere = model(ids).logits
         there = model(ids, masked_positions=positions).logits
-    assert there.shape == (2, 3, 128)
-    assert (there - everywhere.gather(1, positions[..., None].expand(-1, -1, 128))).abs().max() <= TOLERANCE
+    assert there.shape == (*positions.shape, 128)
+    assert (there - everywhere.gather(1, positions[..., None].expand(-1, -1, 128))).abs().max() <= 1e-5
+
+
+def test_an_adapter_counts_for_one_query_too(model):
+    attention = model.canine.final_char_encoder.layer[0].attention["self"]
+    for name in ("key", "value"):
+        setattr(attention, name, torch.nn.Sequential(getattr(attention, name), torch.nn.Tanh()))
+    ids = random_names(9, 14)
+    with torch.no_grad():
+        everywhere, there = model(ids).logits, model(ids, masked_positions=torch.tensor([[3], [3]])).logits
+    assert (there[:, 0] - everywhere[:, 3]).abs().max() <= 1e-5
 
 
 def test_loss_is_the_mean_over_targets(model):
@@ -320,6 +332,12 @@ def test_nothing_is_computed_for_nobody(model, monkeypatch):
     for part in ("attention.self.query", "attention.output.dense", "intermediate.dense", "output.dense"):
         assert widths[last.format(part)] == 3
     assert widths["lm_head.decoder"] == 3
+    # Of one position neither keys nor values of all characters.
+    widths.clear()
+    model(ids, masked_positions=torch.tensor([[1], [2]]))
+    assert widths["lm_head.decoder"] == 1 and not {
+        last.format(f"attention.self.{part}") for part in ("key", "value")
+    } & {*widths}
     # All of it where all is asked for.
     assert len(model(ids, output_hidden_states=True).hidden_states[-4][0]) == 6
     assert widths[deep.format(1, "output.dense")] == 6 and widths["lm_head.decoder"] == 16
