@@ -1,7 +1,5 @@
 """``python -m domain_canine classify``: names in, classes or numbers out."""
 
-import sys
-
 from .score import add_rows_arguments
 
 
@@ -40,8 +38,7 @@ def command(arguments) -> int:
             columns = {"input": block.texts, "name": block.names}
             columns |= {name: [row[index] for row in cells] for index, (name, _) in enumerate(answers)}
             table.write(columns | {"reason": block.reasons})
-    if arguments.output:
-        print(f"{table.rows:,} rows in {arguments.output}", file=sys.stderr)
+    table.tell()
     return 0
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -141,6 +142,8 @@ def main(arguments: list[str] | None = None) -> int:
 
     parsed = build_parser().parse_args(arguments)
     silence_libraries()
+    # Batches have all kinds of shapes here; of its 1,024 last ones oneDNN would keep what it made for them, 160 MB.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
     call: Callable[..., int] = parsed.call
     return call(parsed)
 

@@ -39,6 +39,5 @@ def command(arguments) -> int:
     if bad:
         kept = "NaN" if table.is_array else "without an embedding, with a reason"
         print(f"{bad:,} of {table.rows:,} rows are no names: {kept}", file=sys.stderr)
-    if arguments.output:
-        print(f"{table.rows:,} rows in {arguments.output}", file=sys.stderr)
+    table.tell()
     return 0

@@ -154,6 +154,11 @@ class Table:
         csv.writer(text, lineterminator="\n").writerows(rows)
         self._file.write(text.getvalue().encode())
 
+    def tell(self) -> None:
+        """Say where the rows are, unless they have just been seen."""
+        if self.path:
+            print(f"{self.rows:,} rows in {self.path}", file=sys.stderr)
+
     def __exit__(self, *exception) -> None:
         if self._suffix == ".parquet":
             self._parquet.close()

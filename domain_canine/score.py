@@ -1,7 +1,5 @@
 """``python -m domain_canine score``: names in, scores out."""
 
-import sys
-
 from .errors import UserError
 
 
@@ -61,6 +59,5 @@ def command(arguments) -> int:
             if arguments.characters:
                 columns["characters"] = [score and score.characters for score in scores]
             table.write(columns)
-    if arguments.output:
-        print(f"{table.rows:,} rows in {arguments.output}", file=sys.stderr)
+    table.tell()
     return 0
