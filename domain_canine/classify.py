@@ -19,7 +19,7 @@ def command(arguments) -> int:
     from .rows import Table, read_rows, with_progress
     from .stopping import StopRequest
 
-    rows = read_rows(arguments.inputs, arguments.dataset_column)
+    rows = read_rows(arguments.inputs, arguments.dataset_column, arguments.output)
     model = load_for_use(arguments.model, DomainCanineForSequenceClassification)
     answers = [("number", pa.float64())]
     classes = []

@@ -60,7 +60,7 @@ def command(arguments) -> int:
             expand(pattern, length, suffixes)  # a mistake shows before the model is loaded
     except BadPattern as error:
         raise UserError(str(error)) from error
-    exclude = _names_of(arguments.exclude) if arguments.exclude else frozenset()
+    exclude = _names_of(arguments.exclude, arguments.output) if arguments.exclude else frozenset()
     model = load_for_use(arguments.model)
     found = complete(
         model, arguments.patterns, arguments.count, length, suffixes, arguments.search, arguments.order,
@@ -83,9 +83,9 @@ def _length(text):
     return least, most
 
 
-def _names_of(file):
+def _names_of(file, output):
     from .rows import read_rows
 
     if not Path(file).is_file():
         raise UserError(f"--exclude {file!r} is no file")
-    return {name for block in read_rows([file]) for name in block.names if name}
+    return {name for block in read_rows([file], output=output) for name in block.names if name}

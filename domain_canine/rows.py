@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,28 +41,42 @@ class Rows(NamedTuple):
     done: float
 
 
-def read_rows(inputs: list[str], column: str | None = None) -> Iterator[Rows]:
-    """All lines of files, folders, globs and URLs, of standard input (``-``), or names that are given themselves.
+def read_rows(inputs: list[str], column: str | None = None, output: str | None = None) -> Iterator[Rows]:
+    """All lines of files, folders and globs, of standard input (``-``), or names that are given themselves.
+
+    The first block is read at once: a mistake shows before ``output`` is opened.
 
     Args:
         inputs: ``-``, one source, or names.
+        output: a file that will be written meanwhile.
 
     Raises:
-        UserError: there is no such file, or it cannot be read.
+        UserError: there is no such file, or it cannot be read, or it is the output.
     """
-    for block in _blocks(inputs, column):
-        for piece in block.pieces(WINDOW):
-            yield _clean(piece)
+    blocks = _blocks(inputs, column, output)
+    first = next(blocks, None)
+    return (
+        _clean(piece) for block in chain([] if first is None else [first], blocks) for piece in block.pieces(WINDOW)
+    )
 
 
-def _blocks(inputs, column):
+def _blocks(inputs, column, output):
     if inputs == ["-"]:
         return text_blocks("-", iter(lambda: sys.stdin.buffer.read1(PIPE), b""), lambda: 0.0)
     if len(inputs) == 1 and (kind_of(Path(inputs[0])) or Path(inputs[0]).exists() or "/" in inputs[0]):
-        return Files(inputs[0], [str(path) for path in local_paths(inputs[0])], column).blocks()
+        return _files(inputs[0], output and Path(output).expanduser(), column).blocks()
     if files := [each for each in inputs if Path(each).is_file()]:
         raise UserError(f"{files[0]!r} is a file: give one file, folder or quoted glob, or names")
     return iter([Block("names", np.arange(1, len(inputs) + 1), lines_of("\n".join(inputs).encode()), 1.0)])
+
+
+def _files(source, output, column):
+    files = local_paths(source)
+    if files is None:
+        raise UserError(f"there is no file or folder {source!r}; check the path")
+    if output and output.exists() and any(map(output.samefile, files)):
+        raise UserError(f"--output {str(output)!r} is among the names to be read: give another file")
+    return Files(source, [*map(str, files)], column)
 
 
 def _clean(block):

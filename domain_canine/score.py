@@ -42,7 +42,7 @@ def command(arguments) -> int:
     if arguments.characters:
         fields.append(("characters", pa.list_(pa.float64())))
     table = Table(arguments.output, pa.schema(fields), arguments.overwrite)
-    rows = read_rows(arguments.inputs, arguments.dataset_column)
+    rows = read_rows(arguments.inputs, arguments.dataset_column, arguments.output)
     model = load_for_use(arguments.model)
     # SIGTERM ends it as Ctrl-C does: the table is closed.
     with StopRequest(), table, with_progress(rows) as rows:

@@ -159,6 +159,26 @@ def test_mistakes_are_one_message(folder, tmp_path, monkeypatch, words, told):
     assert (tmp_path / "there.csv").read_text() == "mine" and not (tmp_path / "x.txt").exists()
 
 
+@pytest.mark.parametrize("command", ["score", "embed"])
+def test_a_mistake_leaves_what_overwrite_would_replace(folder, tmp_path, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    names = tmp_path / "names.csv"
+    names.write_text("domain,other\na.com,x\n")
+    (tmp_path / "old.csv").write_text("old\n")
+    for inputs, output, told in (
+        (["names.csv"], "names.csv", "is among the names to be read"),
+        (["*.csv"], "./names.csv", "is among the names to be read"),
+        (["names.csv", "--column", "third"], "old.csv", "has no column 'third'"),
+        (["nofile.csv"], "old.csv", "there is no file"),
+        (["no/file"], "old.csv", "there is no file"),
+    ):
+        with pytest.raises(UserError, match=told):
+            call(command, folder, *inputs, "--output", output, "--overwrite")
+    with pytest.raises(UserError, match="is among the names to be read"):
+        call("complete", folder, "a?.com", "--exclude", names, "--output", names, "--overwrite")
+    assert names.read_text().endswith("a.com,x\n") and (tmp_path / "old.csv").read_text() == "old\n"
+
+
 def test_overwrite_replaces(folder, tmp_path):
     (tmp_path / "there.csv").write_text("mine")
     assert call("score", folder, "a.com", "--output", tmp_path / "there.csv", "--overwrite") == 0
