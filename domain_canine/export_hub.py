@@ -22,11 +22,11 @@ def add_parser(targets) -> None:
 def command(arguments) -> int:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-    from huggingface_hub.utils import filter_repo_objects, validate_repo_id
+    from huggingface_hub.utils import validate_repo_id
 
     from . import hub
     from .model_card import write_model_card
-    from .sharing import NOT_UPLOADED, upload_command, upload_folder
+    from .sharing import refuse_public, to_upload, upload_command, upload_folder
 
     folder, name = Path(arguments.model).expanduser(), arguments.repo_id
     try:
@@ -39,16 +39,13 @@ def command(arguments) -> int:
 
     def create():
         made = api.create_repo(name, private=not arguments.public, exist_ok=True).repo_id
-        return made, bool(api.repo_info(made).private)
+        return made, refuse_public(api, made, not arguments.public, "--public")
 
     later = f"\n  Later: {upload_command(arguments.model, name, not arguments.public)}"
     try:
         repository, private = hub.insist(create)
-        if not (private or arguments.public):
-            raise UserError(f"{repository!r} is there already, and public: add --public, or give another --repo_id")
         write_model_card(folder, repository)
-        files = (path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file())
-        told = ", ".join(filter_repo_objects(files, ignore_patterns=NOT_UPLOADED))
+        told = ", ".join(to_upload(folder))
         print(f"to the {'private' if private else 'public'} repository {repository}: {told}", file=sys.stderr)
         print(hub.insist(lambda: upload_folder(folder, repository)))
     except UserError:

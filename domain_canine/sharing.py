@@ -3,6 +3,8 @@
 import shlex
 import sys
 from collections.abc import Callable
+from fnmatch import fnmatch
+from glob import escape
 from pathlib import Path
 
 from huggingface_hub import HfApi
@@ -10,16 +12,27 @@ from huggingface_hub.utils import validate_repo_id
 
 from . import hub
 from .errors import UserError, first_line
-from .run_folder import LAST_EXIT, RUN_FILE
 
-# Neither arguments, nor what only a resume wants, nor what shows names that may be somebody's own. The
-# pickled arguments of stock Trainers have the token in clear.
-NOT_UPLOADED = [
-    "checkpoint-*", ".*", RUN_FILE, LAST_EXIT, "not_finite-*", "report*.html",
-    "validation_predictions.csv", "optimizer.*", "scheduler.pt",
-    "scaler.pt", "rng_state*.pth", "progress.json", "stream-*.json", "checkpoint_manifest.json", "pytorch_model_fsdp*",
-    "training_args.bin",
+# What a model is, what says how good it is, and its card. Nothing else: arguments have paths of the machine, pickled
+# ones of stock Trainers the token in clear, and what else lies in a folder may be names that are somebody's own.
+UPLOADED = [
+    "*.safetensors", "pytorch_model.bin", "pytorch_model-*-of-*.bin", "adapter_model.bin", "*.index.json", "*.onnx",
+    "*.onnx.data", "*config.json", "config_sentence_transformers.json", "modules.json",
+    "tokenizer.json", "added_tokens.json", "special_tokens_map.json", "vocab.json",
+    "*_domain_canine.py", "modeling_*.py", "configuration_*.py", "tokenization_*.py",
+    "eval_results.json", "trainer_state.json", "README.md", "LICENSE*", "NOTICE*", "*.png",
 ]  # fmt: skip
+# Folders that belong to a model; the numbered ones are modules of sentence-transformers.
+_FOLDERS = ["onnx", "lora", "[0-9]_*"]
+
+
+def to_upload(folder: Path) -> list[str]:
+    """The files of a folder with a model that belong in its repository, relative to it."""
+    return sorted(
+        path.relative_to(folder).as_posix()
+        for path in [*folder.iterdir(), *(path for name in _FOLDERS for path in folder.glob(f"{name}/*"))]
+        if path.is_file() and any(fnmatch(path.name, pattern) for pattern in UPLOADED)
+    )
 
 
 def upload_folder(folder: Path, repository: str, token: str | None = None, revision: str | None = None) -> str:
@@ -28,7 +41,7 @@ def upload_folder(folder: Path, repository: str, token: str | None = None, revis
         repo_id=repository,
         folder_path=folder,
         commit_message="Upload the trained model",
-        ignore_patterns=NOT_UPLOADED,
+        allow_patterns=[escape(name) for name in to_upload(Path(folder))],
         revision=revision,
     )
 
@@ -44,6 +57,18 @@ def _asked_name(args) -> str:
     return args.hub_model_id or Path(args.output_dir).resolve().name
 
 
+def refuse_public(api: HfApi, repository: str, private: bool, flag: str) -> bool:
+    """Whether a repository is private, which it is to be if ``private``; ``flag`` says that it need not.
+
+    Raises:
+        UserError: it is not: the Hub takes a wish for privacy only for one that it makes.
+    """
+    is_private = bool(api.repo_info(repository).private)
+    if private and not is_private:
+        raise UserError(f"{repository!r} is there already, and public: add {flag}, or give another name")
+    return is_private
+
+
 def create_repository(args, create: Callable[[], None]) -> None:
     """Have the Trainer make the repository before the first step, so that a mistake shows; or say that the Hub is away.
 
@@ -53,6 +78,8 @@ def create_repository(args, create: Callable[[], None]) -> None:
     try:
         validate_repo_id(_asked_name(args))
         hub.insist(create)
+    except UserError:
+        raise
     except hub.Away as error:
         print(
             f"--push_to_hub: the Hub is not reachable ({error}): the run starts, and the upload is tried at its end",

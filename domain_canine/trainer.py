@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import torch
+from huggingface_hub import HfApi
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import EvalLoopOutput, IntervalStrategy, SaveStrategy
 
@@ -15,7 +16,7 @@ from .masking import IGNORED
 from .reporting import make_unfailing
 from .resumable import CANNOT_WRITE, EvaluationInterrupted, ResumableTrainer
 from .run_folder import agreed
-from .sharing import create_repository
+from .sharing import create_repository, refuse_public
 
 
 class DomainTrainer(ResumableTrainer):
@@ -116,8 +117,15 @@ class DomainTrainer(ResumableTrainer):
         return which, metrics
 
     def make_repository(self) -> None:
-        """On the Hub, by the main process; ``hub_model_id`` is its name then."""
+        """On the Hub, by the main process; ``hub_model_id`` is its name then.
+
+        Raises:
+            UserError: one of this name is there, and public where it is to be private.
+        """
         super().init_hf_repo()
+        refuse_public(
+            HfApi(token=self.args.hub_token), self.hub_model_id, self.args.hub_private_repo, "--no_hub_private_repo"
+        )
 
     def init_hf_repo(self, token=None, private=None):
         """As the Trainer's, at the start; where the Hub is away ``hub_model_id`` stays None.

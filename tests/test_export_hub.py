@@ -37,12 +37,15 @@ def made_private(server) -> bool:
 def run(short_run, tmp_path):
     """A run's folder, to be changed, with all that must stay at home."""
     run = shutil.copytree(short_run, tmp_path / "run")
-    for name in ("not_finite-3.txt", "report.html", "training_args.bin", "optimizer.pt", ".hidden"):
+    for name in ("not_finite-3.txt", "report.html", "training_args.bin", "optimizer.pt", ".hidden", "names.txt",
+                 "labelled.csv.gz", "train.log", "runs/x/events.out.tfevents.1", "run-0/checkpoint-5/training_args.bin",
+                 "old/config.json", "old/run_arguments.json", "onnx/.env", "lora/names.csv"):  # fmt: skip
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
         (run / name).write_text("stays at home")
     return run
 
 
-def test_a_finished_run_goes_up_privately_and_nothing_else_of_it(run, serve, at, monkeypatch, capsys):
+def test_a_finished_run_goes_up_privately_and_nothing_else_of_it(run, short_run, serve, at, monkeypatch, capsys):
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     server = serve()
     at(server.url)
@@ -58,8 +61,10 @@ def test_a_finished_run_goes_up_privately_and_nothing_else_of_it(run, serve, at,
     assert b'model="someone/names"' in files["README.md"]
     assert f"to the private repository someone/names: {', '.join(sorted(OURS))}" in said
     assert TOKEN not in said and not [body for _, _, body in server.requests if TOKEN.encode() in body]
-    # What is of the machine is in none of them.
-    assert not [name for name, content in files.items() if str(run).encode() in content]
+    # What is of the machine is in none of them; the run was made in another folder than the one that goes up.
+    assert str(short_run).encode() in (run / "run_arguments.json").read_bytes()
+    here = {str(short_run).encode(), str(run).encode()}
+    assert not [name for name, content in files.items() for folder in here if folder in content]
 
 
 def test_push_to_hub_sends_the_same_files(serve, at, monkeypatch, tmp_path):

@@ -55,6 +55,16 @@ def test_a_hub_that_comes_back_gets_the_model_and_a_card_with_its_name(serve, at
     assert 'model="someone/names"' in (tmp_path / "mine" / "README.md").read_text()
 
 
+def test_a_repository_that_is_public_already_is_not_filled(serve, at, monkeypatch, tmp_path):
+    server = serve(private=False)
+    at(server.url)
+    with pytest.raises(UserError, match="^'someone/names' is there already, and public.*--no_hub_private_repo"):
+        push(monkeypatch, tmp_path / "names", "--hub_model_id", "someone/names")
+    assert not server.uploaded() and not (tmp_path / "names" / "model.safetensors").exists()
+    assert push(monkeypatch, tmp_path / "open", "--hub_model_id", "someone/names", "--no_hub_private_repo") == 0
+    assert server.uploaded()
+
+
 @pytest.mark.parametrize("status", [400, 401, 403, 404])
 def test_what_the_hub_refuses_is_a_mistake_before_the_first_step(serve, at, monkeypatch, tmp_path, status):
     server = serve(refusal=status)
