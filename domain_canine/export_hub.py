@@ -34,6 +34,7 @@ def command(arguments) -> int:
     except HFValidationError as error:
         raise UserError(f"--repo_id {name!r} is no name of a repository; write owner/name ({error})") from error
     check_model(folder)
+    write_model_card(folder, name)  # what is wrong with the folder shows before a repository is made
 
     api = HfApi()
 
@@ -44,7 +45,8 @@ def command(arguments) -> int:
     later = f"\n  Later: {upload_command(arguments.model, name, not arguments.public)}"
     try:
         repository, private = hub.insist(create)
-        write_model_card(folder, repository)
+        if repository != name:  # the owner was left to the Hub
+            write_model_card(folder, repository)
         told = ", ".join(to_upload(folder))
         print(f"to the {'private' if private else 'public'} repository {repository}: {told}", file=sys.stderr)
         print(hub.insist(lambda: upload_folder(folder, repository)))
@@ -68,15 +70,14 @@ def check_model(folder: Path) -> None:
     Raises:
         UserError: it is no folder with a model, or that of a run that has not ended.
     """
-    from .checkpoints import whole_checkpoints
+    from .run_record import newest_weights
 
     if not folder.is_dir():
         raise UserError(f"there is no folder {str(folder)!r}; check the path")
-    if any(path for name in WEIGHTS for path in folder.glob(name)):
-        return
-    if kept := whole_checkpoints(folder):
+    if (newest := newest_weights(folder)) != folder:
         raise UserError(
-            f"the run in {str(folder)!r} has not ended, and has no final weights: go on with it "
-            f"(--resume_from_checkpoint), or upload its newest checkpoint, {str(kept[-1])!r}"
+            f"the run in {str(folder)!r} has not ended: go on with it (--resume_from_checkpoint), or upload its newest "
+            f"checkpoint, {str(newest)!r}"
         )
-    raise UserError(f"the folder {str(folder)!r} holds no weights of a model ({', '.join(WEIGHTS[:2])}, ...)")
+    if not any(path for name in WEIGHTS for path in folder.glob(name)):
+        raise UserError(f"the folder {str(folder)!r} holds no weights of a model ({', '.join(WEIGHTS[:2])}, ...)")

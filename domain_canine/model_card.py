@@ -4,6 +4,7 @@ import hashlib
 import math
 import re
 import sys
+from html import escape
 from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCardData
@@ -200,11 +201,16 @@ def _data(record):
     share = f"{record.settings['validation_split']:.0%} of the names are held out, by a hash of the name"
     if split := record.data.get("split"):
         share = f"Names to validate on: {split}"
+    trained = (
+        "; no validation name is ever trained on"
+        if record.one_split
+        else ("; an earlier start of the run held out others, so that it was trained on some of them")
+    )
     classes = record.data.get("classes", {})
-    sides += [(f"label `{name}`", f"{count:,}") for name, count in classes.items()]
+    sides += [(f"label {name}, to train on", f"{count:,}") for name, count in classes.items()]
     return _section(
         "Training data",
-        f"{_names_of(record)[0].upper()}{_names_of(record)[1:]}. {share}; no validation name is ever trained on.",
+        f"{_names_of(record)[0].upper()}{_names_of(record)[1:]}. {share}{trained}.",
         table((where, "count"), rows + sides),
     )
 
@@ -236,9 +242,13 @@ def duration(seconds: float) -> str:
 
 
 def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    """In Markdown."""
-    lines = [head, ("---",) * len(head), *rows]
+    """In Markdown; whatever a cell holds, labels of others among it, stays within it."""
+    lines = [head, ("---",) * len(head), *(map(_cell, row) for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cell(text):
+    return escape(" ".join(str(text).split()), quote=False).replace("|", "&#124;")
 
 
 def _section(title, *paragraphs):

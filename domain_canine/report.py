@@ -69,7 +69,7 @@ def choose_names(record, file: str | None, column: str | None, count: int) -> tu
         # A run on fewer names than a prepared folder has takes the first ones.
         most = min(count, record.data["validation"])
         if names := validation_names(Path(folder), record.settings["content of the names"], most):
-            return names, "validation names of the run, which it was not trained on"
+            return names, "validation names of the run" + ", which it was not trained on" * record.one_split
     why = "the run's validation names are not kept here" if record.starts else "the model's data are not known here"
     return sample_names(count), f"synthetic names, since {why}: give --names for figures that mean something"
 

@@ -66,10 +66,9 @@ def _tiles(record):
     metrics = record.metrics or next((each for each in record.history[::-1] if "eval_loss" in each), {})
     if "eval_perplexity" in metrics:
         when = "" if record.metrics else f", step {metrics['step']:,}"
-        tiles += [
-            (told_perplexity(metrics["eval_perplexity"]), f"validation perplexity{when}"),
-            (f"{metrics['eval_accuracy']:.1%}", "accuracy, masked characters"),
-        ]
+        tiles.append((told_perplexity(metrics["eval_perplexity"]), f"validation perplexity{when}"))
+    if "eval_accuracy" in metrics:
+        tiles.append((f"{metrics['eval_accuracy']:.1%}", "accuracy, masked characters"))
     if count := record.parameters:
         tiles.append((f"{count / 1e6:.1f} M" if count >= 1e6 else f"{count:,}", "parameters"))
     if record.data.get("train"):

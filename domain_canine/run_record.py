@@ -95,6 +95,12 @@ class RunRecord:
         return [start["resumed_from"] for start in self.starts if start.get("resumed_from")]
 
     @property
+    def one_split(self) -> bool:
+        """Whether all starts held out the same names; ``--allow_changed_run`` may have changed that."""
+        names = "validation_split", "split_seed", "split_by", "validation_file"
+        return len({tuple(start["settings"].get(name) for name in names) for start in self.starts}) < 2
+
+    @property
     def last_exit(self) -> dict:
         """How the run ended: empty while it lasts, or after a kill."""
         return (_read(self.run / LAST_EXIT) if self.run else None) or {}
@@ -166,12 +172,15 @@ def read_record(model: Path) -> RunRecord:
     if state is None and run is not None and (kept := whole_checkpoints(run)):
         state = _read(kept[-1] / TRAINER_STATE_NAME)
     state = state or {}
+    if state and not {"global_step", "max_steps"} <= state.keys():
+        raise _strange(model / TRAINER_STATE_NAME)
     if metrics is None:
         entries = [entry for entry in state.get("log_history", []) if "eval_loss" in entry]
         metrics = next((entry for entry in entries if entry["step"] == state["global_step"]), {})
-    record = RunRecord(
-        model, run, _read(model / "config.json"), (_read(run / RUN_FILE) if run else None) or [], state, metrics
-    )
+    starts = (_read(run / RUN_FILE, list) if run else None) or []
+    if any(not isinstance(start, dict) or not {"started", "settings", "training"} <= start.keys() for start in starts):
+        raise _strange(run / RUN_FILE)
+    record = RunRecord(model, run, _read(model / "config.json"), starts, state, metrics)
     try:
         record.parameters  # noqa: B018
     except SafetensorError as error:
@@ -203,9 +212,16 @@ def _told(value):
     return f"{value:g}" if isinstance(value, float) else "not set" if value is None else str(value)
 
 
-def _read(path):
+def _read(path, kind=dict):
     """A JSON file's content, None if there is none."""
     try:
-        return json.loads(path.read_text()) if path.is_file() else None
+        found = json.loads(path.read_text()) if path.is_file() else None
     except (OSError, ValueError) as error:
         raise UserError(f"{str(path)!r} cannot be read: {first_line(error)}") from error
+    if found is not None and not isinstance(found, kind):
+        raise _strange(path)
+    return found
+
+
+def _strange(path):
+    return UserError(f"{str(path)!r} is not what a run writes there; move it away if it is another program's")

@@ -106,7 +106,7 @@ def test_a_run_learns_and_leaves_a_model_that_loads_by_itself(files, tmp_path, m
     card = ModelCard.load(folder / "README.md")
     results = {each.metric_name: each.metric_value for each in card.data.eval_results}
     assert card.data.pipeline_tag == "text-classification" and results["macro F1"] == told["eval_macro_f1"]
-    assert "label `com`" in card.text and "| rows" not in card.text and (folder / "curves.png").is_file()
+    assert "label com, to train on" in card.text and "| rows" not in card.text and (folder / "curves.png").is_file()
     assert "10% by a hash of the name" in card.text and "15% of the characters" not in card.text
     with (folder / "validation_predictions.csv").open() as file:
         rows = list(csv.DictReader(file))

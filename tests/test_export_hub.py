@@ -78,7 +78,10 @@ def test_a_checkpoint_goes_up_without_what_only_a_resume_wants(short_run, tmp_pa
     server = serve()
     at(server.url)
     stopped = shutil.copytree(short_run.parent / "stopped", tmp_path / "stopped")
-    with pytest.raises(UserError, match=r"has not ended, and has no final weights.*upload .*stopped/checkpoint-5'"):
+    with pytest.raises(UserError, match=r"has not ended.*upload .*stopped/checkpoint-5'"):
+        export(stopped)
+    (stopped / "model.safetensors").write_bytes((stopped / "checkpoint-5" / "model.safetensors").read_bytes())
+    with pytest.raises(UserError, match="has not ended"):  # they are of an earlier end
         export(stopped)
     assert not server.requests
     assert export(stopped / "checkpoint-5") == 0
@@ -151,12 +154,15 @@ def test_a_hub_that_is_away_is_one_message_with_the_command_for_later(run, close
         ("empty", "a/b", "holds no weights of a model"),
         ("run", "a/b/c", "--repo_id 'a/b/c' is no name of a repository; write owner/name"),
         ("run", "a b", "--repo_id 'a b' is no name"),
+        ("weights", "a/b", "holds no model"),
     ],
 )
 def test_a_mistake_is_told_before_the_hub_is_asked(run, tmp_path, serve, at, folder, name, told):
     server = serve()
     at(server.url)
     (tmp_path / "empty").mkdir()
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "model.safetensors").write_bytes((run / "model.safetensors").read_bytes())
     with pytest.raises(UserError, match=told):
         export(tmp_path / folder, name=name)
     assert not server.requests

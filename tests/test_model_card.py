@@ -1,5 +1,6 @@
 """The model card says what its run was, the Hub takes it, its code works as pasted, and a changed one is kept."""
 
+import copy
 import json
 import re
 import shutil
@@ -11,7 +12,7 @@ from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import eval_results_to_model_index
 from test_run import QUICK, call_main
 
-from domain_canine.model_card import card_text, write_model_card
+from domain_canine.model_card import card_text, table, write_model_card
 from domain_canine.run_record import read_record
 
 
@@ -54,6 +55,21 @@ def test_the_card_says_what_the_run_was(run, short_run):
     assert log == list(range(1, 13)) and all(
         entry["names_per_second"] > 0 for entry in state["log_history"] if "loss" in entry
     )
+
+
+def test_a_run_that_changed_its_split_does_not_say_that_it_never_trained_on_it(run):
+    starts = json.loads((run / "run_arguments.json").read_text())
+    assert "no validation name is ever trained on" in card_text(read_record(run))
+    other = copy.deepcopy(starts[0])
+    other["settings"]["split_seed"] = 7
+    (run / "run_arguments.json").write_text(json.dumps([other, *starts]))
+    text = card_text(read_record(run))
+    assert "ever trained on" not in text and "an earlier start of the run held out others" in text
+
+
+def test_a_cell_stays_a_cell():
+    line = table(("a", "b"), [("x|y\nz`<img src=x>", 1)]).splitlines()[-1]
+    assert line == "| x&#124;y z`&lt;img src=x&gt; | 1 |"
 
 
 def test_the_results_are_those_of_the_run_and_stay_so_on_the_way_through_the_hub_s_own_code(run):
