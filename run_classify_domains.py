@@ -44,6 +44,8 @@ def fine_tune(model_arguments, data_arguments, args, stop: StopRequest, run_fold
     checkpoint = startup.prepare(args, model_arguments, data_arguments)
 
     data = load_labelled(data_arguments)
+    kind = LabelFigures(data.classes, positive_index(data_arguments, data))
+    kind.insist_on(args.metric_for_best_model, data.validation.labels)
     model = build_classifier(model_arguments, data)
     train, validation = build_batches(data, args, class_weights(data_arguments, data))
     startup.print_table(args, model, model_arguments, data.told, train, data_arguments.task, checkpoint)
@@ -55,7 +57,7 @@ def fine_tune(model_arguments, data_arguments, args, stop: StopRequest, run_fold
         eval_dataset=validation,
         processing_class=build_tokenizer(model, LONGEST_INPUT),
         stop=stop,
-        kind=LabelFigures(data.classes, positive_index(data_arguments, data)),
+        kind=kind,
     )
     startup.record(run_folder, args, model_arguments, data_arguments, data.content, checkpoint, data.facts)
     trainer.train(resume_from_checkpoint=checkpoint)

@@ -50,8 +50,9 @@ def tfidf(data: LabelledNames, positive: int) -> dict[str, float]:
     """Its figures."""
     model = tfidf_model()
     model.fit(data.train.names.to_pylist(), data.train.labels)
-    shares = model.predict_log_proba(data.validation.names.to_pylist())
-    return class_figures(shares, data.validation.labels, positive)
+    logits = np.full((len(data.validation.labels), len(data.classes)), -1e3)
+    logits[:, model.classes_] = model.predict_log_proba(data.validation.names.to_pylist())
+    return class_figures(logits, data.validation.labels, positive)
 
 
 def fine_tuned(flags: list[str], folder: Path) -> dict[str, float]:

@@ -21,7 +21,6 @@ MANIFEST = "checkpoint_manifest.json"
 STATE = re.compile(
     r"optimizer\.(pt|bin)|scheduler\.pt|scaler\.pt|rng_state(_\d+)?\.pth|trainer_state\.json|stream-\d+\.json"
     rf"|progress\.json|{re.escape(MANIFEST)}|pytorch_model_fsdp.*"
-    r"|README\.md|curves\.png"  # the card of a checkpoint that was uploaded by itself
 )
 _NAME = re.compile(r"checkpoint-(\d+)")
 
@@ -215,9 +214,13 @@ def prune(run: Path, keep: int | None, best_step: int | None) -> None:
 
 
 def copy_model(checkpoint: Path, run: Path) -> None:
-    """Copy the model (weights, config, tokenizer, code), and nothing of the training state, into the run folder."""
+    """Copy the model (weights, config, tokenizer, code), and nothing of the training state, into the run folder.
+
+    Nor what was put there later: a card, a report, notes.
+    """
+    sealed = json.loads((checkpoint / MANIFEST).read_text())
     for entry in checkpoint.iterdir():
-        if entry.is_file() and not STATE.fullmatch(entry.name):
+        if entry.name in sealed and not STATE.fullmatch(entry.name):
             # Not the mode: safetensors writes files that only their owner can read. Whole or absent, as everywhere.
             beside = run / f".{entry.name}"
             try:

@@ -1,5 +1,7 @@
 """Figures of a classifier or regression over held-out names."""
 
+import math
+
 import numpy as np
 import torch
 from accelerate.utils import gather_object
@@ -49,10 +51,25 @@ class LabelFigures:
         nats, weight = accelerator.reduce(self._sums, "sum").tolist()
         parts = gather_object(self._outputs) if accelerator.num_processes > 1 else self._outputs
         logits, labels = (np.concatenate(each) for each in zip(*parts))
-        figures = {"loss": nats / weight, "names": len(labels)}
+        return {"loss": nats / weight, "names": len(labels)} | self.of_outputs(logits, labels)
+
+    def of_outputs(self, outputs: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+        """Outputs (N, C) or (N, 1), labels (N,) -> all figures but the loss."""
         if self.classes is None:
-            return figures | regression_figures(logits[:, 0], labels)
-        return figures | class_figures(logits, labels, self.positive)
+            return regression_figures(outputs[:, 0], labels)
+        return class_figures(outputs, labels, self.positive)
+
+    def insist_on(self, figure: str, labels: np.ndarray) -> None:
+        """
+        Raises:
+            UserError: these labels (N,) have no such figure.
+        """
+        there = ["loss", *self.of_outputs(np.zeros((len(labels), len(self.classes or [0]))), labels)]
+        if figure not in there:
+            raise UserError(
+                f"--metric_for_best_model {figure}: the names for validation do not have it, with the labels that they "
+                f"have; take {', '.join(there)}"
+            )
 
     def of_loss(self, loss: float) -> dict[str, float]:
         return {}
@@ -73,26 +90,33 @@ def class_figures(logits: np.ndarray, labels: np.ndarray, positive: int = 1) -> 
     """
     from sklearn.metrics import f1_score, roc_auc_score
 
-    guessed, classes = logits.argmax(1), logits.shape[1]
+    guessed, margins = logits.argmax(1), _margins(logits)
+    classes = logits.shape[1]
     found = {
         "accuracy": float((guessed == labels).mean()),
         "macro_f1": float(f1_score(labels, guessed, average="macro")),
     }
-    margins = [_margin(logits, each) for each in range(classes)]
     there = [each for each in range(classes) if 0 < (labels == each).sum() < len(labels)]
     if there:
-        found["auc"] = float(np.mean([roc_auc_score(labels == each, margins[each]) for each in there]))
+        found["auc"] = float(np.mean([roc_auc_score(labels == each, margins[:, each]) for each in there]))
     if classes == 2 and len(there) == 2:
         for rate in RATES:
-            found[f"recall_at_fpr_{rate}"] = recall_at(rate, margins[positive], labels == positive)[0]
+            found[f"recall_at_fpr_{rate}"] = recall_at(rate, margins[:, positive], labels == positive)[0]
     return found
 
 
-def _margin(logits, of):
-    """How much likelier a class is than the others together (N,): log-odds, which a softmax would round off at 1."""
-    rest = np.delete(logits, of, axis=1)
-    most = rest.max(1, keepdims=True)
-    return logits[:, of] - (most[:, 0] + np.log(np.exp(rest - most).sum(1)))
+def _margins(logits):
+    """How much likelier each class is than the others together (N, C): log-odds, where a softmax is rounded to 1."""
+    logits = logits.astype(np.float64)
+    shares = np.exp(logits - logits.max(1, keepdims=True))
+    best = np.arange(logits.shape[1]) == logits.argmax(1)[:, None]
+    rest = np.where(best, 0, shares).sum(1, keepdims=True)  # no difference of nearly equal numbers
+    return logits - logits.max(1, keepdims=True) - np.log(np.where(best, rest, 1 + rest - shares))
+
+
+def class_shares(logits: np.ndarray) -> np.ndarray:
+    """Logits (N, C) -> probabilities (N, C), float64: in float32 they are 1 from log-odds of 17 on."""
+    return torch.from_numpy(logits).double().softmax(-1).numpy()
 
 
 def recall_at(rate: float, scores: np.ndarray, positives: np.ndarray) -> tuple[float, float]:
@@ -111,16 +135,16 @@ def regression_figures(guessed: np.ndarray, labels: np.ndarray) -> dict[str, flo
     errors = guessed.astype(np.float64) - labels
     spread = ((labels - labels.mean()) ** 2).sum()
     found = {"rmse": float(np.sqrt((errors**2).mean())), "mae": float(np.abs(errors).mean())}
-    if spread > 0:
+    if np.ptp(labels) > 0:
         found["r2"] = float(1 - (errors**2).sum() / spread)
-        if np.ptp(guessed) > 0:
-            found["spearman"] = float(spearmanr(guessed, labels).statistic)
+        found["spearman"] = float(spearmanr(guessed, labels).statistic) if np.ptp(guessed) > 0 else 0.0
     return found
 
 
 def class_report(classes: list[str], positive: int, logits: np.ndarray, labels: np.ndarray) -> dict:
     """What is told of final weights alone: precision, recall, F1 and number of each class, the confusion matrix (rows
-    are true labels), and of two classes the probability from which on a rate of false positives is kept to.
+    are true labels), and of two classes the probability of the one to be found from which on a rate of false positives
+    is kept to; None if that takes more than certainty.
     """
     from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
@@ -134,10 +158,10 @@ def class_report(classes: list[str], positive: int, logits: np.ndarray, labels: 
     }
     positives = labels == positive
     if len(classes) == 2 and 0 < positives.sum() < len(labels):
-        margins = _margin(logits, positive)
-        report["thresholds"] = {
-            str(rate): float(1 / (1 + np.exp(-recall_at(rate, margins, positives)[1]))) for rate in RATES
-        }
+        # Of the probabilities themselves, as ``classify`` tells them: where they are rounded, so is the rate.
+        least = {rate: recall_at(rate, class_shares(logits)[:, positive], positives)[1] for rate in RATES}
+        report["positive"] = classes[positive]
+        report["thresholds"] = {str(rate): share if math.isfinite(share) else None for rate, share in least.items()}
     return report
 
 
@@ -154,5 +178,8 @@ def told_report(classes: list[str], report: dict) -> list[str]:
         for name, row in zip(classes, report["confusion_matrix"]):
             lines.append(f"{name:>{width}}  {'  '.join(f'{count:6,}' for count in row)}")
     for rate, least in report.get("thresholds", {}).items():
-        lines.append(f"probability from which on {float(rate):.1%} of the others are taken too: {least:.4f}")
+        told = "none" if least is None else repr(least)
+        lines.append(
+            f"probability of {report['positive']} from which on {float(rate):.1%} of the others are taken too: {told}"
+        )
     return lines

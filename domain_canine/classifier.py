@@ -19,6 +19,8 @@ from .trainer import DomainTrainer
 
 # Linear layers of Transformer layers, all of them (Dettmers et al. 2023, arXiv:2305.14314).
 _ADAPTED = r"canine\..*\.layer\.\d+\..*(query|key|value|dense)"
+# Those that [CLS] passes through: the others would have no gradient, which several processes wait for.
+_ADAPTED_FOR_CLS = _ADAPTED.replace(".*", ".*(?<!final_char_encoder)", 1)
 _ADAPTER = "lora"  # its folder in a checkpoint
 
 
@@ -31,7 +33,7 @@ def build_classifier(arguments: ClassifierArguments, data: LabelledNames) -> tor
     changes = {"pooling": arguments.pooling, "num_labels": len(data.classes or [0])}
     if data.classes is None:
         mean, spread = float(data.train.labels.mean()), float(data.train.labels.std())
-        changes |= {"problem_type": "regression", "label_mean": mean, "label_std": spread or 1.0}
+        changes |= {"problem_type": "regression", "label_mean": mean, "label_std": spread}
     else:
         names = dict(enumerate(data.classes))
         changes |= {
@@ -65,9 +67,14 @@ def _with_adapter(model, rank):
         raise UserError("--lora_rank needs PEFT: pip install peft") from error
     if os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("true", "1"):
         raise UserError("--lora_rank does not go with FSDP: it has little to shard; leave one of them out")
-    head = ["classifier", *["pooler"] * (model.config.pooling == "cls")]
-    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=_ADAPTED, modules_to_save=head, task_type="SEQ_CLS")
-    return get_peft_model(model, config, adapter_name=_ADAPTER)
+    head, layers = ["classifier"], _ADAPTED
+    if model.config.pooling == "cls":
+        head, layers = [*head, "pooler.dense"], _ADAPTED_FOR_CLS
+    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=layers, modules_to_save=head, task_type="SEQ_CLS")
+    adapted = get_peft_model(model, config, adapter_name=_ADAPTER)
+    if Path(model.name_or_path).is_dir():
+        config.base_model_name_or_path = ""  # PEFT would tell whoever gets the adapter where it lies here
+    return adapted
 
 
 def class_weights(arguments: ClassifyDataArguments, data: LabelledNames) -> np.ndarray | None:
@@ -103,6 +110,7 @@ class ClassifierTrainer(DomainTrainer):
         if self.args.should_save:
             model = self.accelerator.unwrap_model(self.model)
             model.save_pretrained(output_dir)
+            (Path(output_dir) / "README.md").unlink(missing_ok=True)  # PEFT's empty card would pass for a user's own
             copy.deepcopy(model).merge_and_unload().save_pretrained(output_dir)
             self.processing_class.save_pretrained(output_dir)
         return None

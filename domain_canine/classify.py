@@ -46,7 +46,7 @@ def _tell(outputs, classes, every):
     """Outputs (N, C) -> what is told of each name: a number, or class and probability, and all of them."""
     if not classes:
         return outputs.tolist()
-    from .predictions import shares
+    from .classification import class_shares
 
-    found = shares(outputs).tolist()
+    found = class_shares(outputs).tolist()
     return [[classes[row.index(max(row))], max(row), *(row if every else ())] for row in found]

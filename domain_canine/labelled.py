@@ -1,5 +1,6 @@
 """Names with labels: read from csv, tsv and parquet, cleaned, split, and made into batches."""
 
+import re
 from collections import Counter
 from dataclasses import dataclass
 
@@ -77,7 +78,9 @@ def load_labelled(data) -> LabelledNames:
     else:
         aside = on_validation_side(groups(train.names, data.split_by), data.validation_split, data.split_seed)
         train, validation = train.where(~aside), train.where(aside)
-        how = f"{data.validation_split:.0%} by a hash of the {data.split_by.replace('_', ' ')}"
+        how = f"{100 * data.validation_split:.3g}% by a hash of the {data.split_by.replace('_', ' ')}"
+    if classes is None and len(train.labels) and not np.ptp(train.labels):
+        raise UserError(f"{data.train_file!r}: every name to train on has the number {train.labels[0]:g}")
     for side, what in ((train, "train on"), (validation, "validate on")):
         if not len(side.labels):
             raise UserError(f"{data.train_file!r} leaves no name to {what}: give more names, or another split")
@@ -98,10 +101,12 @@ def _read(source, data, counts) -> tuple[pa.StringArray, list[str]]:
     names, labels = [], []
     for path in paths:
         for block in read(path, data.dataset_column, data.label_column):
+            before = counts.total()
             found, valid = normalize_lines(block.lines, MAX_NAME, lambda index, line, reason: counts.update([reason]))
+            counts["empty"] += int((~valid).sum()) - (counts.total() - before)  # of these no reason is told
             told = [label.decode("utf-8", "backslashreplace").strip() for label in block.labels.to_pylist()]
             labelled = np.array([label != "" for label in told], bool)
-            counts["rows"] += len(told)
+            counts["rows"] += len(told) + len(block.malformed)
             counts["without a label"] += int((valid & ~labelled).sum())
             counts["malformed rows"] += len(block.malformed)
             keep = valid & labelled
@@ -114,7 +119,7 @@ def _read(source, data, counts) -> tuple[pa.StringArray, list[str]]:
 
 def _order(label):
     """Numbers by value, before words."""
-    return (0, int(label), label) if label.lstrip("-").isdecimal() else (1, 0, label)
+    return (0, int(label), label) if re.fullmatch("-?[0-9]{1,18}", label) else (1, 0, label)
 
 
 def _classes(labels, source):
@@ -127,7 +132,7 @@ def _classes(labels, source):
 def _side(names, labels, classes, source, counts) -> Labelled:
     """What was read, with class indices or numbers for labels."""
     if classes is None:
-        return Labelled(names, _as_numbers(labels, source))
+        return _unique(Labelled(names, _as_numbers(labels, source)), counts)
     of = {label: index for index, label in enumerate(classes)}
     if unknown := set(labels) - set(classes):
         raise UserError(f"{source!r} has the label {min(unknown)!r}, which no training name has ({', '.join(classes)})")
@@ -156,14 +161,14 @@ def _is_number(text):
 def _unique(side: Labelled, counts) -> Labelled:
     """Each name once; none that has two labels."""
     hashes = hash_array(side.names)
-    pairs = np.stack([hashes, side.labels.astype(np.uint64)])
+    pairs = np.stack([hashes, side.labels.view(np.uint64)])
     _, first = np.unique(pairs, axis=1, return_index=True)
     unique, times = np.unique(hashes[first], return_counts=True)
     contradicted = unique[times > 1]
     counts["duplicates"] += len(hashes) - len(first)
-    counts["with two labels"] += len(contradicted)
     keep = np.zeros(len(hashes), bool)
     keep[first] = ~np.isin(hashes[first], contradicted)
+    counts["with two labels"] += len(first) - int(keep.sum())
     return side.where(keep)
 
 
@@ -186,7 +191,10 @@ def _told(data, facts, train):
         shown = sorted(facts["classes"].items(), key=lambda each: -each[1])
         told = ", ".join(f"{name} {count:,}" for name, count in shown[:8])
         told += f" and {len(shown) - 8} more" if len(shown) > 8 else ""
-    return [*rows, ("labels", told)]
+    rows.append(("labels", told))
+    if lacking := [name for name, count in facts.get("classes", {}).items() if not count]:
+        rows.append(("warning", f"no name to train on has the label {', '.join(lacking[:8])}"))
+    return rows
 
 
 def _left_out(counts):
@@ -202,6 +210,8 @@ def positive_index(data, names: LabelledNames) -> int:
     """
     if data.positive_label is None:
         return 1
+    if len(names.classes) != 2:
+        raise UserError(f"--positive_label is for two classes, not for {len(names.classes)}")
     if data.positive_label not in names.classes:
         raise UserError(f"--positive_label {data.positive_label!r} is none of {', '.join(names.classes)}")
     return names.classes.index(data.positive_label)

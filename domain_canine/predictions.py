@@ -1,6 +1,7 @@
 """What a classifier says of names: batches of like lengths, the order kept."""
 
 import csv
+import io
 import json
 import sys
 from pathlib import Path
@@ -8,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .classification import LabelFigures, class_report, told_report
+from .classification import LabelFigures, class_report, class_shares, told_report
+from .errors import UserError
 from .labelled import Labelled
+from .manifest import write_whole
 from .modeling_domain_canine import DomainCanineForSequenceClassification
 from .pretrained import load_model
 from .scoring_domain_canine import by_length, encode
@@ -30,31 +33,33 @@ def classify_names(model, names: list[str]) -> np.ndarray:
     return logits
 
 
-def shares(logits: np.ndarray) -> np.ndarray:
-    """Logits (N, C) -> probabilities (N, C)."""
-    return torch.from_numpy(logits).softmax(-1).numpy()
-
-
 def write_report(args, side: Labelled, kind: LabelFigures) -> None:
     """Of the weights in the run folder: what they say of each validation name, into a csv; figures of each class,
     into ``eval_results.json`` and on stderr.
+
+    Raises:
+        UserError: they cannot be written.
     """
     run = Path(args.output_dir)
     model = load_model(str(run), trained=True, kind=DomainCanineForSequenceClassification).to(args.device).eval()
     names = side.names.to_pylist()
     outputs = classify_names(model, names)
-    with (run / "validation_predictions.csv").open("w") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        if kind.classes is None:
-            writer.writerow(["name", "label", "predicted"])
-            writer.writerows(zip(names, side.labels.tolist(), outputs[:, 0].tolist()))
-            return
-        guessed = outputs.argmax(1)
+    table, report = io.StringIO(), None
+    writer = csv.writer(table, lineterminator="\n")
+    if kind.classes is None:
+        writer.writerow(["name", "label", "predicted"])
+        writer.writerows(zip(names, side.labels.tolist(), outputs[:, 0].tolist()))
+    else:
         writer.writerow(["name", "label", "predicted", *(f"p_{name}" for name in kind.classes)])
-        for name, label, best, row in zip(names, side.labels, guessed, shares(outputs).tolist()):
-            writer.writerow([name, kind.classes[label], kind.classes[best], *(f"{share:.6f}" for share in row)])
-    report = class_report(kind.classes, kind.positive, outputs, side.labels)
-    path = run / "eval_results.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | report, indent=1) + "\n")
-    for line in told_report(kind.classes, report):
+        for name, label, best, row in zip(names, side.labels, outputs.argmax(1), class_shares(outputs).tolist()):
+            writer.writerow([name, kind.classes[label], kind.classes[best], *row])
+        report = class_report(kind.classes, kind.positive, outputs, side.labels)
+    try:
+        write_whole(run / "validation_predictions.csv", table.getvalue())
+        if report is not None:
+            path = run / "eval_results.json"
+            write_whole(path, json.dumps(json.loads(path.read_text()) | report, indent=1) + "\n")
+    except OSError as error:
+        raise UserError(f"the model is safe in {str(run)!r}, what it says of the names is not: {error}") from error
+    for line in told_report(kind.classes, report) if report else []:
         print(line, file=sys.stderr)

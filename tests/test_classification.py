@@ -9,12 +9,15 @@ from conftest import SMALL
 from domain_canine import DomainCanineConfig, DomainCanineForSequenceClassification
 from domain_canine.classification import (
     LabelFigures,
+    _margins,
     class_figures,
     class_report,
+    class_shares,
     recall_at,
     regression_figures,
     told_report,
 )
+from domain_canine.errors import UserError
 
 
 def test_figures_of_two_classes_by_hand():
@@ -49,6 +52,53 @@ def test_figures_of_several_classes():
     assert found["auc"] == found["accuracy"] == found["macro_f1"] == 1
 
 
+@pytest.mark.parametrize("saturated", [False, True])
+def test_a_threshold_keeps_its_rate_on_the_probabilities_that_are_told(saturated):
+    generator = np.random.default_rng(0)
+    labels = np.repeat([0, 1], [2000, 1000])
+    margins = generator.normal(np.where(labels, 25, 12), np.where(labels, 3, 4))
+    if saturated:
+        margins[[0, 1, 2, 3]] = 50  # of probability 1, as float64 has it
+    logits = np.stack([np.zeros(3000), margins], axis=1).astype(np.float32)
+    report = class_report(["no", "yes"], 1, logits, labels)
+    assert report["positive"] == "yes"
+    taken = class_shares(logits)[:, 1]
+    for rate, least in report["thresholds"].items():
+        if least is None:
+            assert saturated and float(rate) == 0.001
+        else:
+            assert (taken[labels == 0] >= least).mean() <= float(rate) and (taken[labels == 1] >= least).mean() > 0.5
+    assert (report["thresholds"]["0.001"] is None) == saturated
+    assert any(
+        "yes from which on 0.1% of the others are taken too: " in line for line in told_report(["no", "yes"], report)
+    )
+
+
+def test_ties_are_found_together():
+    scores, positives = np.array([3.0, 2, 2, 2, 1]), np.array([True, True, False, True, False])
+    assert recall_at(0.4, scores, positives) == (1 / 3, 3.0) and recall_at(0.5, scores, positives) == (1.0, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("classes", "labels", "figure", "told"),
+    [
+        (["a", "b", "c"], [0, 1, 2], "recall_at_fpr_0.01", "take loss, accuracy, macro_f1, auc$"),
+        (["a", "b"], [1, 1], "auc", "take loss, accuracy, macro_f1$"),
+        (None, [2.0, 2.0], "r2", "take loss, rmse, mae$"),
+    ],
+)
+def test_a_figure_that_the_labels_do_not_have_is_a_mistake(classes, labels, figure, told):
+    with pytest.raises(UserError, match=told):
+        LabelFigures(classes).insist_on(figure, np.array(labels))
+    LabelFigures(classes).insist_on("loss", np.array(labels))
+
+
+def test_margins_are_log_odds():
+    logits = np.random.default_rng(0).normal(scale=3, size=(200, 5))
+    shares = class_shares(logits)
+    assert _margins(logits) == pytest.approx(np.log(shares / (1 - shares)), rel=1e-6)
+
+
 def test_the_report_counts_each_class():
     logits = np.array([[2, 0], [2, 0], [0, 2], [0, 2], [2, 0]], float)
     report = class_report(["no", "yes"], 1, logits, np.array([0, 0, 1, 0, 1]))
@@ -62,7 +112,8 @@ def test_figures_of_numbers():
     labels, guessed = np.array([1.0, 2, 3, 4]), np.array([1.0, 2, 3, 8])
     found = regression_figures(guessed, labels)
     assert found == pytest.approx({"rmse": 2.0, "mae": 1.0, "r2": 1 - 16 / 5, "spearman": 1.0})
-    assert "spearman" not in regression_figures(np.ones(4), labels)
+    assert regression_figures(np.ones(4), labels)["spearman"] == 0  # no order at all
+    assert regression_figures(guessed, np.full(4, 0.1)).keys() == {"rmse", "mae"}
 
 
 def test_the_loss_is_weighted_and_empty_names_do_not_count():

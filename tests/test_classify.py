@@ -35,7 +35,10 @@ from domain_canine.stopping import StopRequest
 FLAGS = (
     "--use_cpu --dataloader_num_workers 0 --disable_tqdm true --logging_steps 1 --batch_size 32 --learning_rate 2e-3"
 )
-WAYS = {"all": [], "lora": ["--lora_rank", "4"], "frozen": ["--freeze_encoder"], "cls": ["--pooling", "cls"]}
+WAYS = {
+    "all": [], "lora": ["--lora_rank", "4"], "frozen": ["--freeze_encoder"], "cls": ["--pooling", "cls"],
+    "lora cls": ["--lora_rank", "4", "--pooling", "cls"],
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -174,9 +177,12 @@ def test_what_is_trained_changes_and_what_is_not_stays(files, tmp_path, way):
     everything = {name for name in before if name.startswith("canine.")}
     # A key's bias adds the same to all scores of a query: its gradient is nothing but rounding.
     assert changed - {name for name in everything if name.endswith("key.bias")} == {
-        "all": everything, "lora": layers, "frozen": set(), "cls": everything - last,
+        "all": everything, "lora": layers, "frozen": set(), "cls": everything - last, "lora cls": layers - last,
     }[way] - {name for name in everything if name.endswith("key.bias")}  # fmt: skip
     assert not (tmp_path / "run" / "lora").exists()
+    # What is to be trained has a gradient: several processes wait for it.
+    updates = [each for name, each in trainer.model.named_parameters() if "lora_B" in name]
+    assert all(each.abs().sum() > 0 for each in updates) and bool(updates) == ("lora" in way)
 
 
 @pytest.mark.parametrize("way", ["all", "lora"])
@@ -203,7 +209,8 @@ def test_a_checkpoint_of_low_rank_updates_loads_with_them_added(files, tmp_path)
     trainer = make_trainer(files, tmp_path / "run", "--max_steps", "4", "--save_steps", "4", *WAYS["lora"])
     trainer.train()
     checkpoint = tmp_path / "run" / "checkpoint-4"
-    assert (checkpoint / "lora" / "adapter_config.json").is_file()
+    assert str(files) not in (checkpoint / "lora" / "adapter_config.json").read_text()
+    assert not (checkpoint / "README.md").exists()  # PEFT's would keep ours away
     names = sample_names(20)
     loaded = load_model(str(checkpoint), trained=True, kind=DomainCanineForSequenceClassification).eval()
     trainer.model.eval()

@@ -39,13 +39,13 @@ def file(tmp_path):
 
 def test_what_is_left_out_is_counted(tmp_path):
     rows = ["Example.COM.,b", "a.com,a", "a.com,a", "both.com,a", "both.com,b", "none.com,", "not a name,a", "c.com,b",
-            "1.2.3.4,a", "too,many,cells", '"quoted.com","a"', "# said,a"]  # fmt: skip
+            "1.2.3.4,a", "too,many,cells", ",a", " ,b", '"quoted.com","a"', "# said,a"]  # fmt: skip
     data = load(write(tmp_path / "names.csv", HEAD + "\n".join(rows) + "\n"), validation_split=0.5)
     together = pairs(data.train, data.classes) | pairs(data.validation, data.classes)
     assert together == {"example.com": "b", "a.com": "a", "c.com": "b", "quoted.com": "a"}
     told = dict(data.told)["rows"]
-    for part in ("11 rows read", "without a label 1", "bad character 1", "ip address 1", "comment 1", "duplicates 1",
-                 "with two labels 1", "malformed rows 1"):  # fmt: skip
+    for part in ("14 rows read", "empty 2", "without a label 1", "bad character 1", "ip address 1", "comment 1", "duplicates 1",
+                 "with two labels 2", "malformed rows 1"):  # fmt: skip
         assert part in told, part
 
 
@@ -154,6 +154,11 @@ def test_numbers_are_labels_as_they_are(tmp_path):
     rows = [f"{name},{i * 0.5}" for i, name in enumerate(sample_names(50))]
     data = load(write(tmp_path / "n.csv", HEAD + "\n".join(rows) + "\n"), task="regression")
     assert data.classes is None and data.train.labels.dtype == np.float64
+    twice = load(
+        write(tmp_path / "t.csv", HEAD + "\n".join([*rows, rows[0], f"{sample_names(50)[1]},9"]) + "\n"),
+        task="regression",
+    )
+    assert "duplicates 1, with two labels 2" in dict(twice.told)["rows"]
     batch = LabelledBatches(data.train, 8)[0, 0]
     assert batch["labels"].dtype == torch.float32 and set(batch["labels"].tolist()) <= {i * 0.5 for i in range(50)}
 
@@ -166,7 +171,13 @@ def test_numbers_are_labels_as_they_are(tmp_path):
         ("domain,label\n", {"label_column": "class"}, "has no column 'class'; it has domain, label"),
         ("one,two,label\n1,2,3\n", {}, "has the columns one, two; name one with --dataset_column"),
         (HEAD + "a.com,1\nb.com,many\n", {"task": "regression"}, "the label 'many' is no number"),
+        (
+            HEAD + "a.com,0.1\nb.com,0.1\nc.com,0.1\n",
+            {"task": "regression"},
+            "every name to train on has the number 0.1",
+        ),
         (HEAD + "a.com,1\nb.com,inf\n", {"task": "regression"}, "not finite"),
+        (HEAD + "a.com,--5\nb.com," + 5000 * "9" + "\n", {"validation_split": 0.001}, "leaves no name to validate on"),
         (HEAD + "a.com,x\nb.com,y\n", {"validation_split": 0.001}, "leaves no name to validate on"),
     ],
 )
@@ -191,6 +202,12 @@ def test_other_mistakes(tmp_path, file):
             class_weights(ClassifyDataArguments(train_file="x", class_weights=weights), data)
     with pytest.raises(UserError, match="--positive_label 'evil' is none of bad, good"):
         positive_index(ClassifyDataArguments(train_file="x", positive_label="evil"), data)
+    many = write(tmp_path / "many.csv", HEAD + "\n".join(f"{name},{i % 3}" for i, name in enumerate(sample_names(60))))
+    with pytest.raises(UserError, match="--positive_label is for two classes, not for 3"):
+        positive_index(ClassifyDataArguments(train_file="x", positive_label="1"), load(many))
+    dev = write(tmp_path / "dev2.csv", HEAD + f"{sample_names(1)[0]},0\nq.com,1\n")
+    lone = write(tmp_path / "lone.csv", HEAD + f"{sample_names(1)[0]},0\na.com,1\nb.com,2\n")
+    assert ("warning", "no name to train on has the label 0") in load(lone, validation_file=str(dev)).told
     for kind, options, told in (
         (ClassifyDataArguments, {}, "--train_file is missing"),
         (
