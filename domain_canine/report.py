@@ -40,9 +40,9 @@ def command(arguments) -> int:
     if output.exists() and not arguments.overwrite:
         raise UserError(f"{str(output)!r} exists; add --overwrite to replace it, or give another --output")
     record = read_record(newest_weights(run))
+    model = load_for_use(str(record.model))
     names, told = choose_names(record, arguments.names, arguments.dataset_column, arguments.num_samples)
     print(f"{len(names):,} {told}", file=sys.stderr)
-    model = load_for_use(str(record.model))
     text = page(record, look_at(model, names), told, model)
     try:
         write_whole(output, text)

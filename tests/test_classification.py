@@ -1,5 +1,7 @@
 """Figures of classifiers and regressions, against their definitions."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -72,6 +74,20 @@ def test_a_threshold_keeps_its_rate_on_the_probabilities_that_are_told(saturated
     assert any(
         "yes from which on 0.1% of the others are taken too: " in line for line in told_report(["no", "yes"], report)
     )
+
+
+def test_figures_are_of_the_names_of_all_processes(monkeypatch):
+    model = DomainCanineForSequenceClassification(DomainCanineConfig(**SMALL)).eval()
+    ids = torch.randint(97, 123, (4, 6))
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": torch.tensor([0, 1, 1, 0])}
+    figures = LabelFigures(["a", "b"])
+    figures.begin(torch.device("cpu"))
+    with torch.no_grad():
+        figures.add(model, batch | {"loss_weights": torch.ones(4)})
+    flipped = [(logits, 1 - labels) for logits, labels in figures._outputs]
+    monkeypatch.setattr("domain_canine.classification.gather_object", lambda mine: mine + flipped)
+    told = figures.figures(SimpleNamespace(num_processes=2, reduce=lambda sums, how: 2 * sums))
+    assert told["names"] == 8 and told["accuracy"] == 0.5
 
 
 def test_ties_are_found_together():

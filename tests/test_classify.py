@@ -98,14 +98,23 @@ print(json.dumps(told | {"width": len(embed(names[0])["embedding"])}))
 
 def test_a_run_learns_and_leaves_a_model_that_loads_by_itself(files, tmp_path, monkeypatch, capfd):
     folder = tmp_path / "run"
-    flags = ["--model_name_or_path", files / "model", "--output_dir", folder, "--epochs", "8"]
+    flags = [
+        "--model_name_or_path",
+        files / "model",
+        "--output_dir",
+        folder,
+        "--epochs",
+        "8",
+        "--positive_label",
+        "com",
+    ]
     assert run(monkeypatch, files, *flags) == 0
     said = capfd.readouterr().err
     for part in ("400 rows read", "com ", "saved the best weights", "macro f1", "taken for", "from which on"):
         assert part in said, part
     told = json.loads((folder / "eval_results.json").read_text())
     assert told["eval_macro_f1"] > 0.95 and told["eval_auc"] > 0.99 and set(told["classes"]) == {"com", "net"}
-    assert np.array(told["confusion_matrix"]).sum() == told["eval_names"]
+    assert np.array(told["confusion_matrix"]).sum() == told["eval_names"] and told["positive"] == "com"
     card = ModelCard.load(folder / "README.md")
     results = {each.metric_name: each.metric_value for each in card.data.eval_results}
     assert card.data.pipeline_tag == "text-classification" and results["macro F1"] == told["eval_macro_f1"]
