@@ -1,10 +1,14 @@
 """``python -m domain_canine complete``: names for patterns, and new ones from nothing."""
 
+import math
 import re
 import sys
 from pathlib import Path
 
+from .arguments import seed
 from .errors import UserError
+
+LEAST_TEMPERATURE = 0.001  # below it the likeliest character is drawn anyway, and numbers overflow
 
 
 def add_parser(commands) -> None:
@@ -50,8 +54,9 @@ def command(arguments) -> int:
         value = getattr(arguments, flag)
         if value is not None and value < least:
             raise UserError(f"--{flag} must be at least {least}, not {value}")
-    if not arguments.temperature > 0:
-        raise UserError(f"--temperature must be above 0, not {arguments.temperature:g}")
+    if not LEAST_TEMPERATURE <= arguments.temperature < math.inf:
+        raise UserError(f"--temperature must be {LEAST_TEMPERATURE} or more, not {arguments.temperature:g}")
+    seed(arguments, "seed")
     fields = [("pattern", pa.string()), ("name", pa.string()), ("log_probability", pa.float64()),
               ("bits_per_character", pa.float64())]  # fmt: skip
     table = Table(arguments.output, pa.schema(fields), arguments.overwrite)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from .normalization_domain_canine import InvalidDomain, normalize_domain
-from .scoring_domain_canine import encode, is_usual, score_names, slots_at_once
+from .scoring_domain_canine import encode, is_usual, score_names, slots_at_once, wide
 
 ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789-"
 LETTERS, HYPHEN = 26, 36
@@ -49,7 +49,7 @@ def expand(pattern: str, length: tuple[int, int], suffixes: Iterable[str] = ()) 
     Raises:
         BadPattern: no name can come of it.
     """
-    text = pattern.strip().lower().replace("[mask]", "?")
+    text = re.sub(r"\*+", "*", pattern.strip().lower().replace("[mask]", "?").removesuffix("."))
     suffixes = [suffix.strip().lower().strip(".") for suffix in suffixes]
     if "." not in text:
         wholes = [f"{text}.{suffix}" for suffix in suffixes or ["com"]]
@@ -65,7 +65,10 @@ def expand(pattern: str, length: tuple[int, int], suffixes: Iterable[str] = ()) 
         wholes = [text]
     forms = []
     for whole in wholes:
-        labels = [list(_lengths(pattern, label, *length)) for label in whole.split(".")]
+        if not whole.isascii():
+            raise BadPattern(f"{whole!r} is not ASCII: write its Unicode labels in their xn-- form")
+        most = MOST_FORMS + 1
+        labels = [list(itertools.islice(_lengths(pattern, label, *length), most)) for label in whole.split(".")]
         for form in itertools.product(*labels):
             forms.append(".".join(form))
             if len(forms) > MOST_FORMS:
@@ -216,7 +219,7 @@ def beam_search(model, forms: list[str], order: str, beams: int, generator: torc
     found: list[list[str]] = [[] for _ in forms]
     for group in _alike(forms):
         states, width = _States(model, [forms[index] for index in group]), 1
-        totals = torch.zeros(len(group), 1, dtype=torch.float64, device=model.device)  # (F, W)
+        totals = torch.zeros(len(group), 1, dtype=wide(model.device), device=model.device)  # (F, W)
         for _ in range(forms[group[0]].count("?")):
             at, gains = states.choices(order, generator)
             gains, letters = gains.topk(min(beams, len(ALPHABET)))  # (F W, b)

@@ -11,7 +11,6 @@ from .normalization_domain_canine import MAX_NAME
 GRAPH, INT8 = "model.onnx", "model_int8.onnx"
 TASKS = ("fill-mask", "score", "embed", "classify")
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
-WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # a folder that has these is more than an export
 NAMES, SCORED = 1000, 200  # that the cost of int8 is told of; a score takes as many rows as characters
 
 
@@ -100,7 +99,7 @@ def _refuse(arguments, folder):
         raise UserError(f"{'--pooling' if arguments.pooling else '--normalize'} is for --task embed")
     if not arguments.int8 and (arguments.names or arguments.dataset_column):
         raise UserError(f"{'--names' if arguments.names else '--dataset_column'} is for --int8")
-    refuse_other_folder(folder, lambda there: GRAPH in there and not there & set(WEIGHTS), arguments.overwrite)
+    refuse_other_folder(folder, GRAPH, (INT8, f"{GRAPH}.data"), arguments.overwrite)
 
 
 def _names(file, column):

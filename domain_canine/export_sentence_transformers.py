@@ -12,7 +12,8 @@ from .embed import add_pooling_arguments
 from .export_folder import made_whole, refuse_other_folder
 from .normalization_domain_canine import MAX_NAME
 
-POOLING = "1_CharacterPooling"  # folder of this module's settings, and the mark of an export
+POOLING = "1_CharacterPooling"  # folder of this module's settings
+FILES = ("model.safetensors", "modules.json", "sentence_bert_config.json", "config_sentence_transformers.json")
 
 
 def add_parser(formats) -> None:
@@ -28,7 +29,7 @@ def command(arguments) -> int:
     from .pretrained import load_encoder_for_use
 
     folder = Path(arguments.output).expanduser()
-    refuse_other_folder(folder, lambda there: POOLING in there, arguments.overwrite)
+    refuse_other_folder(folder, f"{POOLING}/config.json", FILES, arguments.overwrite)
     model = load_encoder_for_use(arguments.model)
     with made_whole(folder) as whole:
         write(model, whole, arguments.pooling, arguments.normalize)

@@ -5,6 +5,7 @@ import math
 import torch
 
 from .masking import IGNORED
+from .scoring_domain_canine import wide
 
 DOT = ord(".")
 LN2 = math.log(2)
@@ -42,11 +43,6 @@ class MaskedFigures:
             f"{metrics['eval_bits_per_character']:.3f} bits per character, "
             f"accuracy {metrics['eval_accuracy']:.1%}, top 5 {metrics['eval_accuracy_top5']:.1%}"
         )
-
-
-def wide(device: torch.device) -> torch.dtype:
-    """What sums are kept in."""
-    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def masked_sums(logits: torch.Tensor, labels: torch.Tensor, suffix: torch.Tensor, weights: torch.Tensor | None = None):

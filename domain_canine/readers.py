@@ -41,11 +41,14 @@ class Block(NamedTuple):
 
     def pieces(self, rows: int) -> Iterator["Block"]:
         """The block in blocks of ``rows`` lines at most."""
+        malformed = self.malformed
         for first in range(0, max(1, len(self.lines)), rows):
-            mine = slice(first, first + rows)
+            mine, behind = slice(first, first + rows), self.numbers[first + rows :]
+            here = [row for row in malformed if not len(behind) or row[0] < behind[0]]
+            malformed = malformed[len(here) :]
             labels = None if self.labels is None else self.labels[mine]
-            piece = self._replace(numbers=self.numbers[mine], lines=self.lines[mine], labels=labels)
-            yield piece if first == 0 else piece._replace(malformed=[], continued=0)
+            piece = self._replace(numbers=self.numbers[mine], lines=self.lines[mine], malformed=here, labels=labels)
+            yield piece if first == 0 else piece._replace(continued=0)
 
 
 def kind_of(path: Path) -> str | None:

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -62,9 +63,10 @@ def read_rows(inputs: list[str], column: str | None = None, output: str | None =
 
 def _blocks(inputs, column, output):
     if inputs == ["-"]:
+        _refuse_own(output, lambda file: os.path.samestat(file.stat(), os.fstat(sys.stdin.fileno())))
         return text_blocks("-", iter(lambda: sys.stdin.buffer.read1(PIPE), b""), lambda: 0.0)
     if len(inputs) == 1 and (kind_of(Path(inputs[0])) or Path(inputs[0]).exists() or "/" in inputs[0]):
-        return _files(inputs[0], output and Path(output).expanduser(), column).blocks()
+        return _files(inputs[0], output, column).blocks()
     if files := [each for each in inputs if Path(each).is_file()]:
         raise UserError(f"{files[0]!r} is a file: give one file, folder or quoted glob, or names")
     return iter([Block("names", np.arange(1, len(inputs) + 1), lines_of("\n".join(inputs).encode()), 1.0)])
@@ -74,9 +76,13 @@ def _files(source, output, column):
     files = local_paths(source)
     if files is None:
         raise UserError(f"there is no file or folder {source!r}; check the path")
-    if output and output.exists() and any(map(output.samefile, files)):
-        raise UserError(f"--output {str(output)!r} is among the names to be read: give another file")
+    _refuse_own(output, lambda file: any(map(file.samefile, files)))
     return Files(source, [*map(str, files)], column)
+
+
+def _refuse_own(output, is_read):
+    if output and (path := Path(output).expanduser()).exists() and is_read(path):
+        raise UserError(f"--output {output!r} is among the names to be read: give another file")
 
 
 def _clean(block):
@@ -91,7 +97,9 @@ def _clean(block):
     reasons = [None if kept else reason for reason, kept in zip(reasons, valid)]
     if block.malformed:
         rows = [*zip(block.numbers.tolist(), texts, names, reasons)]
-        rows += [(number, text, None, "malformed_row") for number, text in block.malformed]
+        for number, text in block.malformed:
+            text = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+            rows.append((number, text, None, "malformed_row"))
         _, texts, names, reasons = map(list, zip(*sorted(rows, key=lambda row: row[0])))
     return Rows(texts, names, reasons, block.done)
 
@@ -182,5 +190,7 @@ class Table:
 
 
 def _cell(value):
-    """A cell of csv holds no list: its numbers stand side by side."""
-    return " ".join(f"{number:.6g}" for number in value) if isinstance(value, list) else value
+    """A cell of csv holds no list, whose numbers stand side by side, nor line ends, which break it for most readers."""
+    if isinstance(value, list):
+        return " ".join(f"{number:.6g}" for number in value)
+    return value.replace("\r", "\\r").replace("\n", "\\n") if isinstance(value, str) else value

@@ -73,6 +73,11 @@ def score_names(model, names: list[str], orders: int | None = None, seed: int = 
     return scores
 
 
+def wide(device: torch.device) -> torch.dtype:
+    """What sums are kept in: Apple's GPUs have no float64."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def slots_at_once(device: torch.device) -> int:
     return SLOTS_ON_CPU if device.type == "cpu" else SLOTS
 
@@ -109,9 +114,9 @@ def is_usual(model) -> bool:
 
 
 def log_probabilities(logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-    """Logits (R, K, V) and code points (R, K) -> their log-probability (R, K), float64: it is to be summed."""
+    """Logits (R, K, V) and code points (R, K) -> their log-probability (R, K), ``wide``: it is to be summed."""
     logits = logits.float()
-    return (logits.gather(2, truth[..., None])[..., 0] - logits.logsumexp(-1)).double()
+    return (logits.gather(2, truth[..., None])[..., 0] - logits.logsumexp(-1)).to(wide(logits.device))
 
 
 def each_alone(model, names: list[str]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -127,10 +132,18 @@ def each_alone(model, names: list[str]) -> tuple[torch.Tensor, torch.Tensor, tor
     rows, positions = ids[of], at[:, None] + 1
     truth = rows.gather(1, positions)
     rows.scatter_(1, positions, model.config.mask_code_point)
-    logits = model(
-        input_ids=rows, attention_mask=rows != PAD, masked_positions=positions, ascii_only=is_usual(model)
-    ).logits  # (R, 1, V)
-    return of, at, truth[:, 0], logits[:, 0]
+    logits = [
+        model(
+            input_ids=part, attention_mask=part != PAD, masked_positions=there, ascii_only=is_usual(model)
+        ).logits[:, 0]
+        for part, there in zip(_in_parts(rows), _in_parts(positions, rows.shape[1]))
+    ]  # fmt: skip
+    return of, at, truth[:, 0], torch.cat(logits)
+
+
+def _in_parts(rows, width=None):
+    """Rows of a batch as many at once as ``slots_at_once`` have room for: those of one long name may be more."""
+    return rows.split(max(1, slots_at_once(rows.device) // (width or rows.shape[1])))
 
 
 def _one_by_one(model, names):
@@ -159,9 +172,14 @@ def _any_order(model, names, orders, seed):
     hidden &= torch.arange(width, device=ids.device) < lengths[of, None]
     truth, rows = ids[of, 1:-1], ids[of]
     rows[:, 1:-1] = rows[:, 1:-1].masked_fill(hidden, model.config.mask_code_point)
-    logits = model(input_ids=rows, attention_mask=rows != PAD, ascii_only=is_usual(model)).logits[:, 1:-1]
     truth = truth.masked_fill(~hidden, 0)  # a [SEP] is no class
-    share = log_probabilities(logits, truth) * hidden / hidden.sum(1, keepdim=True)
+    found = [
+        log_probabilities(
+            model(input_ids=part, attention_mask=part != PAD, ascii_only=is_usual(model)).logits[:, 1:-1], there
+        )
+        for part, there in zip(_in_parts(rows), _in_parts(truth, rows.shape[1]))
+    ]
+    share = torch.cat(found) * hidden / hidden.sum(1, keepdim=True)
     return share.new_zeros(len(names), width).index_add(0, of, share) / orders
 
 

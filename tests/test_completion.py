@@ -24,6 +24,8 @@ from domain_canine.scoring_domain_canine import encode, score_names
         ("shop.*", (4, 12), ["com", ".io"], ["shop.com", "shop.io"]),
         ("shop.??", (4, 12), [], ["shop.??"]),
         ("*-x.com", (2, 3), [], ["?-x.com"]),
+        ("a******b.com", (2, 4), [], ["ab.com", "a?b.com", "a??b.com"]),
+        ("py?.com.", (4, 12), [], ["py?.com"]),
     ],
 )
 def test_the_forms_of_a_pattern(pattern, length, suffixes, forms):
@@ -39,6 +41,9 @@ def test_the_forms_of_a_pattern(pattern, length, suffixes, forms):
         ("ab.*", [], "say which suffixes"),
         ("averyveryverylong*.com", [], "has 17 characters already, more than 12"),
         ("*a*b*c*.com", [], "more than 10,000 forms"),
+        ("*a*b*c*d*e*f*g*.com", [], "more than 10,000 forms"),
+        ("bü?.de", [], "is not ASCII: write its Unicode labels in their xn-- form"),
+        ("b?", ["münchen"], "is not ASCII"),
         ("", [], "cannot become"),
     ],
 )

@@ -5,6 +5,7 @@ import gzip
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from domain_canine import export_sentence_transformers as st
 from domain_canine.configuration_domain_canine import AUTO_MAP, PIPELINES
 from domain_canine.embedding_domain_canine import embed_names
 from domain_canine.errors import UserError
+from domain_canine.export_folder import made_whole
 from domain_canine.pretrained import build_tokenizer, load_encoder_for_use
 from domain_canine.sample import sample_names
 from domain_canine.vectors import VectorTable
@@ -342,12 +344,12 @@ def test_what_was_written_before_a_signal_is_valid(folder, encoder, tmp_path, su
 def test_mistakes_are_one_message(folder, tmp_path, monkeypatch, words, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "lines.csv").write_text("a,b\n1,2\n")
-    for name in ("there.npy", "mine/file", "old/1_CharacterPooling/file"):
+    for name in ("there.npy", "mine/file", "old/1_CharacterPooling/config.json"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("mine")
     with pytest.raises(UserError, match=re.escape(message)):
         call(*(folder if word == "MODEL" else word for word in words.split()))
-    for name in ("there.npy", "mine/file", "old/1_CharacterPooling/file"):
+    for name in ("there.npy", "mine/file", "old/1_CharacterPooling/config.json"):
         assert (tmp_path / name).read_text() == "mine"
     assert {path.name for path in tmp_path.iterdir()} == {"lines.csv", "there.npy", "mine", "old"}
 
@@ -362,6 +364,12 @@ def test_overwrite_replaces_and_an_export_that_fails_leaves_what_was(folder, tmp
         kept = json.loads((tmp_path / "deep" / "st" / "1_CharacterPooling" / "config.json").read_text())
         assert kept == {"pooling": pooling}
 
+    (tmp_path / "deep" / "st" / "notes").mkdir()
+    (tmp_path / "deep" / "st" / "notes" / "config.json").write_text("mine")
+    with pytest.raises(UserError, match="no export of this program"):
+        call(*words)
+    shutil.rmtree(tmp_path / "deep" / "st" / "notes")
+
     write = st.write
 
     def interrupted(model, whole, *options):
@@ -373,3 +381,21 @@ def test_overwrite_replaces_and_an_export_that_fails_leaves_what_was(folder, tmp
         call(*words)
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["st"]
     assert json.loads((tmp_path / "deep" / "st" / "1_CharacterPooling" / "config.json").read_text()) == kept
+
+
+def test_a_signal_between_the_old_folder_and_the_new_one_leaves_the_old(tmp_path, monkeypatch):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "file").write_text("old")
+    moved, replace = [], os.replace
+
+    def interrupted(source, target):
+        moved.append(target)
+        if len(moved) == 2:
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr("domain_canine.export_folder.os.replace", interrupted)
+    with pytest.raises(KeyboardInterrupt), made_whole(tmp_path / "out") as whole:
+        (whole / "file").write_text("new")
+    assert (tmp_path / "out" / "file").read_text() == "old" and len(moved) == 3
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]

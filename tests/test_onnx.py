@@ -283,14 +283,14 @@ def test_overwrite_replaces_an_export_and_nothing_else(models, exported, tmp_pat
         export(models["masked"][1], out)
     assert export(models["masked"][1], out, "--overwrite") == 0
     assert not (out / "model_int8.onnx").exists() and (out / "config.json").exists()
-    for there in (["mine.txt"], ["model.onnx", "model.safetensors"]):
-        other = tmp_path / there[-1]
-        other.mkdir()
+    for there in (["mine.txt"], ["model.onnx", "model.safetensors"], ["model.onnx", "runs/best/mine.txt"]):
+        other = tmp_path / there[-1].replace("/", "-")
         for name in there:
+            (other / name).parent.mkdir(parents=True, exist_ok=True)
             (other / name).write_text("mine")
         with pytest.raises(UserError, match="no export of this program"):
             export(models["masked"][1], other, "--overwrite")
-        assert {path.read_text() for path in other.iterdir()} == {"mine"}
+        assert {path.read_text() for path in other.rglob("*") if path.is_file()} == {"mine"}
 
 
 @pytest.mark.parametrize(

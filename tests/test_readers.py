@@ -207,12 +207,14 @@ def test_a_zero_byte_is_told_at_the_head_and_a_reject_further_on(tmp_path, monke
 
 
 def test_a_block_in_pieces_is_the_block(tmp_path):
-    block = Block("x", np.arange(1, 8), pa.array([b"%d" % i for i in range(7)]), 1.0, [(9, "y")], 2)
+    block = Block("x", np.arange(1, 8), pa.array([b"%d" % i for i in range(7)]), 1.0, [(0, "x"), (3, "z"), (9, "y")], 2)
+    block = block._replace(numbers=np.array([1, 2, 4, 5, 6, 7, 8]))
     pieces = list(block.pieces(3))
     assert [len(piece.lines) for piece in pieces] == [3, 3, 1]
     assert np.array_equal(np.concatenate([piece.numbers for piece in pieces]), block.numbers)
     assert pa.concat_arrays([piece.lines for piece in pieces]) == block.lines
-    assert [(piece.malformed, piece.continued) for piece in pieces] == [([(9, "y")], 2), ([], 0), ([], 0)]
+    of_each = [([(0, "x"), (3, "z")], 2), ([], 0), ([(9, "y")], 0)]
+    assert [(piece.malformed, piece.continued) for piece in pieces] == of_each
     empty = Block("x", np.arange(0), pa.array([], pa.binary()), 1.0, [(9, "y")])
     assert [piece.malformed for piece in empty.pieces(3)] == [[(9, "y")]]
 

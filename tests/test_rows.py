@@ -11,6 +11,7 @@ import sys
 import time
 
 import pyarrow as pa
+import pyarrow.csv as pc
 import pyarrow.parquet as pq
 import pytest
 from conftest import ROOT
@@ -120,6 +121,34 @@ def test_a_row_of_a_csv_that_has_other_columns_stays_in_its_place(folder, tmp_pa
     assert [row["name"] for row in told] == ["a.com", None, "c.com"] and told[1]["input"] == "b.com,1,2"
 
 
+def test_malformed_rows_stay_in_their_places_over_windows_whatever_their_bytes(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(rows, "WINDOW", 2)
+    lines = [f"{name},1" for name in sample_names(9)]
+    lines[3], lines[6], lines[8] = "caf\xe9.com", '"2"3,b.com', "odd"
+    (tmp_path / "a.csv").write_bytes("\n".join(["domain,x", *lines, ""]).encode("latin-1"))
+    for suffix in ("csv", "parquet", "jsonl"):
+        assert call("score", folder, tmp_path / "a.csv", "--output", tmp_path / f"o.{suffix}") == 0
+    told = pq.read_table(tmp_path / "o.parquet").to_pylist()
+    assert [place for place, row in enumerate(told) if row["reason"] == "malformed_row"] == [3, 6, 8]
+    assert told[3]["input"] == "caf\\xe9.com" and len(told) == 9
+
+
+def test_line_ends_within_a_line_do_not_break_a_csv(folder, tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"a.com\nb\rc.com\nd.com\n")
+    assert call("score", folder, tmp_path / "a.txt", "--output", tmp_path / "o.csv") == 0
+    with (tmp_path / "o.csv").open() as file:
+        assert [row["input"] for row in csv.DictReader(file)] == ["a.com", "b\\rc.com", "d.com"]
+    assert pc.read_csv(tmp_path / "o.csv").num_rows == 3
+
+
+def test_standard_input_is_not_written_over(folder, tmp_path):
+    (tmp_path / "names.csv").write_text("a.com\n")
+    with (tmp_path / "names.csv").open() as file:
+        piped = process("score", folder, "-", "--output", tmp_path / "names.csv", "--overwrite", stdin=file)
+        assert b"is among the names to be read" in piped.communicate()[1] and piped.returncode == 2
+    assert (tmp_path / "names.csv").read_text() == "a.com\n"
+
+
 def test_an_empty_file_gives_an_empty_table(folder, tmp_path):
     (tmp_path / "empty.txt").write_text("")
     for suffix in ("csv", "jsonl", "parquet"):
@@ -145,7 +174,9 @@ def test_an_empty_file_gives_an_empty_table(folder, tmp_path):
         (["complete", "MODEL", "a?.com", "--length", "x"], "give MIN-MAX"),
         (["complete", "MODEL", "a?.com", "--length", "9-3"], "give MIN-MAX"),
         (["complete", "MODEL", "a?.com", "--count", "0"], "--count must be at least 1, not 0"),
-        (["complete", "MODEL", "a?.com", "--temperature", "0"], "--temperature must be above 0"),
+        (["complete", "MODEL", "a?.com", "--temperature", "0"], "--temperature must be 0.001 or more"),
+        (["complete", "MODEL", "a?.com", "--temperature", "inf"], "--temperature must be 0.001 or more, not inf"),
+        (["complete", "MODEL", "a?.com", "--seed", str(2**64)], "--seed must be from 0 on"),
         (["complete", "MODEL", "a?.com", "--exclude", "nofile.txt"], "--exclude 'nofile.txt' is no file"),
         (["complete", "MODEL", "a?.com", "--suffixes", "net"], "ends in none of the suffixes net"),
     ],

@@ -37,6 +37,21 @@ def test_each_character_is_scored_from_all_others(model):
         assert score.bits_per_character == pytest.approx(-sum(expected) / len(name) / math.log(2), abs=1e-4)
 
 
+@pytest.mark.parametrize("orders", [0, 4])
+def test_a_long_name_is_scored_a_part_at_a_time(model, monkeypatch, orders):
+    [whole] = score_names(model, [LONGEST], orders=orders)
+    monkeypatch.setattr(scoring_domain_canine, "SLOTS_ON_CPU", 1000)
+    sizes = []
+    with torch.no_grad():
+        handle = model.register_forward_pre_hook(
+            lambda module, given, named: sizes.append(named["input_ids"].numel()), with_kwargs=True
+        )
+        [score] = score_names(model, [LONGEST], orders=orders)
+    handle.remove()
+    assert max(sizes) <= 1000 and len(sizes) >= 84 * max(1, orders)
+    assert score.characters == pytest.approx(whole.characters, abs=1e-4)
+
+
 def test_the_bound_is_the_mean_over_orders(model):
     """With all 24 orders of four characters written out by hand."""
     name, total = "a.bc", torch.zeros(4)
