@@ -23,6 +23,8 @@ LETTERS, HYPHEN = 26, 36
 MOST_FORMS = 10_000
 # Rounds of sampling in which nothing new turns up before it is taken that there is nothing more.
 ROUNDS = 8
+# A beam is not widened beyond: so many of the likeliest names may be left out.
+MOST_BEAMS = 10_000
 
 
 class BadPattern(ValueError):
@@ -299,23 +301,30 @@ def complete(
 
 
 def _beams(model, forms, order, count, generator, exclude):
-    flat = [(index, form) for index, each in enumerate(forms) for form in each]
-    names = [set() for _ in forms]
-    # So many beams that some may be left out.
-    found = beam_search(model, [form for _, form in flat], order, max(16, 2 * count), generator)
-    for (index, _), each in zip(flat, found):
-        names[index].update(each)
+    """Names, a set for each pattern, of a beam that is widened while too few are left of it and it has found no end."""
+    names, open_ = [set() for _ in forms], range(len(forms))
+    width = max(16, 2 * count)
+    while open_:
+        flat = [(i, form) for i in open_ for form in forms[i]]
+        found = beam_search(model, [form for _, form in flat], order, width, generator)
+        more = set()
+        for (i, _), each in zip(flat, found):
+            names[i].update(each)
+            if len(each) == width < MOST_BEAMS:
+                more.add(i)
+        open_ = [i for i in open_ if i in more and len(names[i] - exclude) < count]
+        width *= 4
     return [each - exclude for each in names]
 
 
 def _samples(model, forms, order, temperature, top_k, count, generator, exclude):
     names, idle = [set() for _ in forms], [0] * len(forms)
     while open_ := [i for i in range(len(forms)) if len(names[i]) < count and idle[i] < ROUNDS]:
-        wanted = [(i, form) for i in open_ for form in _spread(forms[i], count - len(names[i]), generator)]
+        wanted = [(i, form) for i in open_ for form in _spread(forms[i], count, generator)]
         drawn = sample(model, [form for _, form in wanted], order, temperature, top_k, generator)
         before = [len(each) for each in names]
         for (i, _), name in zip(wanted, drawn):
-            if name not in exclude:
+            if name not in exclude and len(names[i]) < count:  # the first ones: the best would be no draw
                 names[i].add(name)
         for i in open_:
             idle[i] = idle[i] + 1 if len(names[i]) == before[i] else 0

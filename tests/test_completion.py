@@ -125,6 +125,11 @@ def test_completions_are_ranked_by_the_score_and_left_out_if_known(model):
     [rest] = complete(model, ["ab??.com"], count=5, exclude=known)
     assert not known & {each.name for each in rest}
     assert {each.name for each in found} - known <= {each.name for each in rest}
+    # The likeliest names are the registered ones: most of what a beam finds may be left out.
+    [best] = complete(model, ["a??.com"], count=300)
+    known = {each.name for each in best}
+    [rest] = complete(model, ["a??.com"], count=10, exclude=known)
+    assert len(rest) == 10 and not known & {each.name for each in rest}
 
 
 @pytest.mark.parametrize("order", ["confidence", "random"])
@@ -149,8 +154,9 @@ def test_sampling_goes_on_until_there_are_enough_and_stops_where_there_are_no_mo
     [found] = complete(model, ["*"], count=60, search="sample", order="random", length=(5, 7), suffixes=["com", "net"])
     assert len({each.name for each in found}) == 60
     assert {len(each.name) for each in found} == {9, 10, 11} and {each.name[-3:] for each in found} == {"com", "net"}
-    [few] = complete(model, ["a?.com"], count=100, search="sample")
-    assert 1 <= len(few) <= 36
+    for seed in range(3):  # the last of 36 are found, too, but for one that this model hardly ever draws
+        [few] = complete(model, ["a?.com"], count=36, search="sample", seed=seed)
+        assert len(few) >= 35
     again = complete(model, ["*"], count=20, search="sample", seed=3)
     assert again == complete(model, ["*"], count=20, search="sample", seed=3)
     assert again != complete(model, ["*"], count=20, search="sample", seed=4)
