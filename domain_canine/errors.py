@@ -1,5 +1,6 @@
 """Mistakes that a user can mend: shown as one message, without a traceback."""
 
+import errno
 import os
 import sys
 from contextlib import suppress
@@ -53,9 +54,11 @@ class _Tolerant:
 
 def run(main, after_interrupt: str = "") -> None:
     """Call a command's ``main`` and exit; of several processes on a machine the first alone speaks."""
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115, it was closed before the start
     sys.stderr, speaks = _Tolerant(sys.stderr), int(os.environ.get("LOCAL_RANK", 0)) == 0
     try:
         status = main()
+        sys.stdout.flush()  # here, where it can be told
     except UserError as error:
         if speaks:
             print(f"error: {error}", file=sys.stderr)
@@ -69,6 +72,14 @@ def run(main, after_interrupt: str = "") -> None:
             print(f"\ninterrupted{after_interrupt}", file=sys.stderr)
         status = 130
     except BrokenPipeError:  # whoever read standard output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what the interpreter flushes at its end
         status = 128 + Signals.SIGPIPE
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        print(f"error: {error.filename or 'what was to be written'}: no space is left", file=sys.stderr)
+        status = 2
+    try:
+        sys.stdout.flush()
+    except OSError:  # of what is left the interpreter would complain at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(status)

@@ -17,7 +17,7 @@ import pyarrow.parquet
 from tqdm import tqdm
 
 from .cleaning import normalize_lines
-from .errors import UserError
+from .errors import UserError, first_line
 from .normalization_domain_canine import MAX_NAME
 from .readers import Block, kind_of, lines_of, text_blocks
 from .sources import Files, local_paths
@@ -140,11 +140,19 @@ class Table:
             raise UserError(f"--output {path!r} exists; add --overwrite to replace it, or give another name")
 
     def __enter__(self) -> "Table":
-        try:
+        with self._telling():
             self._open()
-        except OSError as error:
-            raise UserError(f"--output {str(self.path)!r} cannot be written: {error.strerror}") from error
         return self
+
+    @contextmanager
+    def _telling(self):
+        try:
+            yield
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            where = f"--output {str(self.path)!r}" if self.path else "standard output"
+            raise UserError(f"{where} cannot be written: {error.strerror or first_line(error)}") from error
 
     def _open(self):
         self._file = self.path.open("wb") if self.path else sys.stdout.buffer
@@ -157,8 +165,9 @@ class Table:
 
     def write(self, columns: dict[str, list | pa.Array]) -> None:
         """Columns (N,) by name."""
-        self._write(columns)
-        self._file.flush()
+        with self._telling():
+            self._write(columns)
+            self._file.flush()
         self.rows += len(next(iter(columns.values())))
 
     def _write(self, columns):
@@ -183,10 +192,11 @@ class Table:
             print(f"{self.rows:,} rows in {self.path}", file=sys.stderr)
 
     def __exit__(self, *exception) -> None:
-        if self._suffix == ".parquet":
-            self._parquet.close()
-        if self.path:
-            self._file.close()
+        with self._telling():
+            if self._suffix == ".parquet":
+                self._parquet.close()
+            if self.path:
+                self._file.close()
 
 
 def _cell(value):

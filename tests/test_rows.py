@@ -141,6 +141,18 @@ def test_line_ends_within_a_line_do_not_break_a_csv(folder, tmp_path):
     assert pc.read_csv(tmp_path / "o.csv").num_rows == 3
 
 
+@pytest.mark.parametrize("word", ["fill", "score"])
+def test_a_full_disk_is_one_message(folder, word):
+    """Standard output has a buffer, which the interpreter flushes at its end unless somebody does sooner."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "domain_canine", word, str(folder), "a?.com"], cwd=ROOT, env=environment, stdout=full,
+            stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "space" in done.stderr, done.stderr
+
+
 def test_standard_input_is_not_written_over(folder, tmp_path):
     (tmp_path / "names.csv").write_text("a.com\n")
     with (tmp_path / "names.csv").open() as file:
