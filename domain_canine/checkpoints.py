@@ -216,11 +216,11 @@ def prune(run: Path, keep: int | None, best_step: int | None) -> None:
 def copy_model(checkpoint: Path, run: Path) -> None:
     """Copy the model (weights, config, tokenizer, code), and nothing of the training state, into the run folder.
 
-    Nor what was put there later: a card, a report, notes.
+    Nor, of a sealed checkpoint, what was put there later: a card, a report, notes.
     """
-    sealed = json.loads((checkpoint / MANIFEST).read_text())
+    sealed = json.loads((checkpoint / MANIFEST).read_text()) if (checkpoint / MANIFEST).is_file() else None
     for entry in checkpoint.iterdir():
-        if entry.name in sealed and not STATE.fullmatch(entry.name):
+        if entry.is_file() and (sealed is None or entry.name in sealed) and not STATE.fullmatch(entry.name):
             # Not the mode: safetensors writes files that only their owner can read. Whole or absent, as everywhere.
             beside = run / f".{entry.name}"
             try:

@@ -91,8 +91,10 @@ def test_a_checkpoint_goes_up_without_what_only_a_resume_wants(short_run, tmp_pa
     assert "| steps | 5 |" in lines and "## Evaluation" not in lines  # there was none at this step
     # It is as whole as it was, and its card does not come into the run's folder.
     assert checkpoints.damage(stopped / "checkpoint-5", digests=True) is None
-    checkpoints.copy_model(stopped / "checkpoint-5", tmp_path)
-    assert not (tmp_path / "README.md").exists() and not (tmp_path / "curves.png").exists()
+    (stopped / "checkpoint-5" / "report.html").write_text("of the checkpoint")
+    (tmp_path / "copy").mkdir()
+    checkpoints.copy_model(stopped / "checkpoint-5", tmp_path / "copy")
+    assert {path.name for path in (tmp_path / "copy").iterdir()} == MODEL
 
 
 def test_a_classifier_goes_up_with_a_card_of_its_own_task(tmp_path, serve, at):
