@@ -118,7 +118,7 @@ def _alone(folder):
     path.touch()  # told here if it cannot be made: the lock would wait for its end
     lock = FileLock(path)
     try:
-        return lock.acquire(timeout=0)
+        return lock.acquire(timeout=1)  # whoever finds it made holds it for a moment, which is not worth a word
     except Timeout:
         print(f"another process prepares {folder}: waiting for it", file=sys.stderr)
         return lock.acquire()
