@@ -99,12 +99,12 @@ print(json.dumps(told | {"width": len(embed(names[0])["embedding"])}))
 def test_a_run_learns_and_leaves_a_model_that_loads_by_itself(files, tmp_path, monkeypatch, capfd):
     folder = tmp_path / "run"
     flags = [
-        "--model_name_or_path",
-        files / "model",
         "--output_dir",
         folder,
         "--epochs",
         "8",
+        "--model_name_or_path",
+        files / "model",
         "--positive_label",
         "com",
     ]

@@ -22,7 +22,6 @@ from domain_canine import export_sentence_transformers as st
 from domain_canine.configuration_domain_canine import AUTO_MAP, PIPELINES
 from domain_canine.embedding_domain_canine import embed_names
 from domain_canine.errors import UserError
-from domain_canine.export_folder import made_whole
 from domain_canine.pretrained import build_tokenizer, load_encoder_for_use
 from domain_canine.sample import sample_names
 from domain_canine.vectors import VectorTable
@@ -381,21 +380,3 @@ def test_overwrite_replaces_and_an_export_that_fails_leaves_what_was(folder, tmp
         call(*words)
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["st"]
     assert json.loads((tmp_path / "deep" / "st" / "1_CharacterPooling" / "config.json").read_text()) == kept
-
-
-def test_a_signal_between_the_old_folder_and_the_new_one_leaves_the_old(tmp_path, monkeypatch):
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "file").write_text("old")
-    moved, replace = [], os.replace
-
-    def interrupted(source, target):
-        moved.append(target)
-        if len(moved) == 2:
-            raise KeyboardInterrupt
-        replace(source, target)
-
-    monkeypatch.setattr("domain_canine.export_folder.os.replace", interrupted)
-    with pytest.raises(KeyboardInterrupt), made_whole(tmp_path / "out") as whole:
-        (whole / "file").write_text("new")
-    assert (tmp_path / "out" / "file").read_text() == "old" and len(moved) == 3
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]

@@ -1,0 +1,25 @@
+"""The folder that an export makes: what was there stays until the new one is whole."""
+
+import os
+
+import pytest
+
+from domain_canine.export_folder import made_whole
+
+
+def test_a_signal_between_the_old_folder_and_the_new_one_leaves_the_old(tmp_path, monkeypatch):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "file").write_text("old")
+    moved, replace = [], os.replace
+
+    def interrupted(source, target):
+        moved.append(target)
+        if len(moved) == 2:
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr("domain_canine.export_folder.os.replace", interrupted)
+    with pytest.raises(KeyboardInterrupt), made_whole(tmp_path / "out") as whole:
+        (whole / "file").write_text("new")
+    assert (tmp_path / "out" / "file").read_text() == "old" and len(moved) == 3
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
