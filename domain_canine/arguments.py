@@ -12,6 +12,7 @@ import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
 from .errors import UserError
+from .paths import user_path
 from .sources import SAMPLE
 
 DEFAULT_MODEL = "google/canine-c"
@@ -242,6 +243,7 @@ class DomainTrainingArguments(TrainingArguments):
                 raise UserError(f"--{name} must not be negative, but is {getattr(self, name)}")
         if self.max_steps != -1:
             positive(self, "max_steps")
+        user_path(self.output_dir)  # which raises
         self.greater_is_better = (self.metric_for_best_model or "loss").startswith("accuracy")
         for name, why in REFUSED.items():
             if getattr(self, name):

@@ -14,6 +14,7 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 from .errors import UserError
+from .paths import user_path
 from .run_folder import refuse_foreign_folder
 
 # What the code is tested with, at least and at most; the same ranges as in pyproject.toml (a test holds them together).
@@ -133,7 +134,7 @@ def _first_name(dataset: str) -> str:
     from .remote import open_stream
     from .sources import SAMPLE, open_source
 
-    if is_prepared(folder := Path(dataset).expanduser()):
+    if is_prepared(folder := user_path(dataset)):
         return f"prepared, {read_manifest(folder)['counts']['kept']:,} names"
     # As a stream nothing is downloaded but the beginning.
     for block in (open_source if dataset == SAMPLE else open_stream)(dataset).blocks():

@@ -50,7 +50,7 @@ class Cleaner:
         if blank := len(valid) - int(valid.sum()) - (self.counts.total() - before):
             self.counts["empty"] += blank
         for line, row in block.malformed:
-            self._add(block.source, line, "malformed_row", row)
+            self._add(block.source, line, "malformed_row", row.decode("utf-8", "backslashreplace"))
         names = text.filter(pa.array(valid))
         if block.continued:
             self.counts["inside_quotes"] += block.continued

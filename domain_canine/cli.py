@@ -5,11 +5,11 @@ import json
 import os
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 from . import classify, complete, embed, export, report, score
 from .arguments import DEFAULT_DATASET, DEFAULT_MODEL, DataArguments, seed
 from .errors import UserError, run
+from .paths import user_path
 
 
 class _Parser(argparse.ArgumentParser):
@@ -87,7 +87,7 @@ def prepare_command(arguments) -> int:
     if not arguments.memory >= LEAST_MEMORY:
         raise UserError(f"--memory must be at least {LEAST_MEMORY:g} (GB), not {arguments.memory:g}")
     sources = [open_source(each, arguments.dataset_column) for each in arguments.inputs]
-    folder = Path(arguments.output).expanduser()
+    folder = user_path(arguments.output)
     settings = Settings(**chosen, seed=arguments.seed)
     source = sources[0] if len(sources) == 1 else Several(sources)
     made = prepare(source, folder, settings, arguments.memory, quiet=not sys.stderr.isatty())

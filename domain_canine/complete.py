@@ -3,10 +3,10 @@
 import math
 import re
 import sys
-from pathlib import Path
 
 from .arguments import seed
 from .errors import UserError
+from .paths import user_path
 
 LEAST_TEMPERATURE = 0.001  # below it the likeliest character is drawn anyway, and numbers overflow
 
@@ -37,6 +37,7 @@ def add_parser(commands) -> None:
     parser.add_argument("--top_k", type=int, help="draw from so many of the likeliest characters only")
     parser.add_argument("--seed", type=int, default=0, help="of draws and of --order random (default: %(default)s)")
     parser.add_argument("--exclude", metavar="FILE", help="names to leave out: registered ones, for example")
+    parser.add_argument("--dataset_column", "--column", help="column of --exclude with the names: csv, tsv, parquet")
     parser.add_argument("--output", help="file to make: .csv, .jsonl or .parquet; csv on standard output without it")
     parser.add_argument("--overwrite", action="store_true", help="replace --output if it exists")
     parser.set_defaults(call=command)
@@ -48,6 +49,7 @@ def command(arguments) -> int:
     from .completion_domain_canine import BadPattern, complete, expand
     from .pretrained import load_for_use
     from .rows import Table
+    from .stopping import StopRequest
 
     length, suffixes = _length(arguments.length), [each for each in arguments.suffixes.split(",") if each.strip()]
     for flag, least in (("count", 1), ("top_k", 1)):
@@ -65,18 +67,21 @@ def command(arguments) -> int:
             expand(pattern, length, suffixes)  # a mistake shows before the model is loaded
     except BadPattern as error:
         raise UserError(str(error)) from error
-    exclude = _names_of(arguments.exclude, arguments.output) if arguments.exclude else frozenset()
+    if arguments.dataset_column and not arguments.exclude:
+        raise UserError(f"--dataset_column {arguments.dataset_column!r} is a column of --exclude, which is not given")
+    exclude = _excluded(arguments) if arguments.exclude else frozenset()
     model = load_for_use(arguments.model)
-    found = complete(
-        model, arguments.patterns, arguments.count, length, suffixes, arguments.search, arguments.order,
-        arguments.temperature, arguments.top_k, arguments.seed, exclude,
-    )  # fmt: skip
-    with table:
-        for each in found:
-            table.write({name: [getattr(completion, name) for completion in each] for name, _ in fields})
-    for pattern, each in zip(arguments.patterns, found):
-        if len(each) < arguments.count:
-            print(f"{pattern!r}: {len(each)} of {arguments.count} names found", file=sys.stderr)
+    # SIGTERM ends it as Ctrl-C does: the table is closed.
+    with StopRequest(), table:
+        for pattern in arguments.patterns:  # one by one takes no longer, and what is found is seen sooner
+            [found] = complete(
+                model, [pattern], arguments.count, length, suffixes, arguments.search, arguments.order,
+                arguments.temperature, arguments.top_k, arguments.seed, exclude,
+            )  # fmt: skip
+            table.write({name: [getattr(completion, name) for completion in found] for name, _ in fields})
+            if len(found) < arguments.count:
+                print(f"{pattern!r}: {len(found)} of {arguments.count} names found", file=sys.stderr)
+    table.tell()
     return 0
 
 
@@ -88,9 +93,10 @@ def _length(text):
     return least, most
 
 
-def _names_of(file, output):
+def _excluded(arguments):
     from .rows import read_rows
 
-    if not Path(file).is_file():
-        raise UserError(f"--exclude {file!r} is no file")
-    return {name for block in read_rows([file], output=output) for name in block.names if name}
+    if not user_path(arguments.exclude).is_file():
+        raise UserError(f"--exclude {arguments.exclude!r} is no file")
+    rows = read_rows([arguments.exclude], arguments.dataset_column, arguments.output)
+    return frozenset(name for block in rows for name in block.names if name)

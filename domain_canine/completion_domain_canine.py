@@ -8,6 +8,7 @@ Shapes: S states (names with hidden characters), C characters, A = 37 letters, d
 """
 
 import itertools
+import random
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -46,7 +47,8 @@ def expand(pattern: str, length: tuple[int, int], suffixes: Iterable[str] = ()) 
 
     Args:
         length: fewest and most characters of a label that ``*`` stands in.
-        suffixes: what may stand behind the first dot of a pattern that has none there, or unknown characters.
+        suffixes: allowed ones: those that a pattern's end may become, or all of them behind a pattern without a dot. A
+            last label ``*`` stands for any of them, ``co.uk`` too.
 
     Raises:
         BadPattern: no name can come of it.
@@ -56,9 +58,7 @@ def expand(pattern: str, length: tuple[int, int], suffixes: Iterable[str] = ()) 
     if "." not in text:
         wholes = [f"{text}.{suffix}" for suffix in suffixes or ["com"]]
     elif suffixes:
-        head, tail = text.split(".", 1)
-        form = re.compile(re.escape(tail).replace(r"\?", ".").replace(r"\*", ".*"))
-        wholes = [f"{head}.{suffix}" for suffix in suffixes if form.fullmatch(suffix)]
+        wholes = [whole for suffix in suffixes for whole in _with_suffix(text.split("."), suffix.split("."))]
         if not wholes:
             raise BadPattern(f"{pattern!r} ends in none of the suffixes {', '.join(suffixes)}")
     elif "*" in text.rsplit(".", 1)[1]:
@@ -80,6 +80,16 @@ def expand(pattern: str, length: tuple[int, int], suffixes: Iterable[str] = ()) 
     if not forms:
         raise BadPattern(f"{pattern!r} cannot become a domain name: {min(reasons.values()).replace('_', ' ')}")
     return forms
+
+
+def _with_suffix(labels, suffix):
+    """The labels of a pattern that end in a suffix's, if they can."""
+    head, tail = labels[: -len(suffix)], labels[-len(suffix) :]
+    forms = [re.escape(label).replace(r"\?", ".").replace(r"\*", ".*") for label in tail]
+    if head and all(map(re.fullmatch, forms, suffix)):
+        yield ".".join(head + suffix)
+    if labels[-1] == "*" and len(suffix) > 1:
+        yield ".".join(labels[:-1] + suffix)
 
 
 def _reason(form):
@@ -113,30 +123,31 @@ class _States:
     """Names in the making, of one length and with as many unknown characters, on the model's device.
 
     Args:
-        forms: (F,) forms; the states are ``width`` of each, side by side.
+        forms: (S,) forms.
+        turns: (S, C) when each character is revealed, the highest first; None for the surest first.
     """
 
-    def __init__(self, model, forms: list[str], width: int = 1):
+    def __init__(self, model, forms: list[str], turns: list[list[int]] | None):
         self.model, device = model, model.device
         self.ids = encode([form.replace("?", "x") for form in forms], device)
         self.open = torch.tensor([[character == "?" for character in form] for form in forms], device=device)  # (S, C)
         self.ids[:, 1:-1].masked_fill_(self.open, model.config.mask_code_point)
         self.allowed, self.third = (each.to(device) for each in _rules(forms))
         self.codes = torch.tensor([ord(character) for character in ALPHABET], device=device)
-        self.take(torch.arange(len(forms), device=device).repeat_interleave(width))
+        self.turns = None if turns is None else torch.tensor(turns, device=device)
 
     def take(self, states: torch.Tensor) -> None:
-        for name in ("ids", "open", "allowed", "third"):
-            setattr(self, name, getattr(self, name)[states])
+        for name in ("ids", "open", "allowed", "third", "turns"):
+            if (each := getattr(self, name)) is not None:
+                setattr(self, name, each[states])
 
     def names(self) -> list[str]:
         return [bytes(row).decode() for row in self.ids[:, 1:-1].tolist()]
 
-    def choices(self, order: str, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    def choices(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The character that each state reveals next (S,), and log-probabilities of what it may be (S, A)."""
-        if order == "random":
-            draws = torch.rand(self.open.shape, generator=generator).to(self.open.device)
-            at = draws.masked_fill(~self.open, -1).argmax(1)
+        if self.turns is not None:
+            at = self.turns.masked_fill(~self.open, -1).argmax(1)
             return at, self._predict(at[:, None])[:, 0]
         every = self._predict()
         at = every.amax(-1).masked_fill(~self.open, -torch.inf).argmax(1)
@@ -195,35 +206,51 @@ def _alike(forms: list[str]) -> list[list[int]]:
     return list(groups.values())
 
 
+def _shuffled(count, chance):
+    return chance.sample(range(count), count)
+
+
+def _groups(model, forms, order, chances):
+    """States of forms that are alike, and which forms they are."""
+    turns = [_shuffled(len(form), chance) for form, chance in zip(forms, chances)] if order == "random" else None
+    for group in _alike(forms):
+        yield group, _States(model, [forms[i] for i in group], turns and [turns[i] for i in group])
+
+
 @torch.inference_mode()
 def sample(
-    model, forms: list[str], order: str, temperature: float, top_k: int | None, generator: torch.Generator
+    model, forms: list[str], order: str, temperature: float, top_k: int | None, chances: list[random.Random]
 ) -> list[str]:
-    """A name for each form, drawn character by character."""
+    """A name for each form (F,), drawn character by character from its own of the chances (F,)."""
+    draws = [[chance.random() for _ in range(form.count("?"))] for form, chance in zip(forms, chances)]
     names = [""] * len(forms)
-    for group in _alike(forms):
-        states = _States(model, [forms[index] for index in group])
-        for _ in range(forms[group[0]].count("?")):
-            at, found = states.choices(order, generator)
+    for group, states in _groups(model, forms, order, chances):
+        for step in range(forms[group[0]].count("?")):
+            at, found = states.choices()
             if top_k is not None:
                 least = found.topk(min(top_k, len(ALPHABET))).values[:, -1:]
                 found = found.masked_fill(found < least, -torch.inf)
-            probabilities = (found / temperature).softmax(-1)
-            states.reveal(at, torch.multinomial(probabilities.cpu(), 1, generator=generator)[:, 0].to(at.device))
+            # A draw of its own for each row, which torch.multinomial has not: a name depends on no other of the batch.
+            ends = (found / temperature).softmax(-1).cpu().double().cumsum(-1)
+            drawn = torch.tensor([[draws[index][step]] for index in group], dtype=torch.float64) * ends[:, -1:]
+            states.reveal(at, torch.searchsorted(ends, drawn, right=True)[:, 0].to(at.device))
         for index, name in zip(group, states.names()):
             names[index] = name
     return names
 
 
 @torch.inference_mode()
-def beam_search(model, forms: list[str], order: str, beams: int, generator: torch.Generator) -> list[list[str]]:
-    """For each form the names whose characters were likeliest when they were revealed, at most ``beams``."""
+def beam_search(model, forms: list[str], order: str, beams: int, chances: list[random.Random]) -> list[list[str]]:
+    """For each form (F,) the names whose characters were likeliest when they were revealed, at most ``beams``.
+
+    All names of a form are revealed in one order, if that is ``random``, from its own of the chances (F,).
+    """
     found: list[list[str]] = [[] for _ in forms]
-    for group in _alike(forms):
-        states, width = _States(model, [forms[index] for index in group]), 1
+    for group, states in _groups(model, forms, order, chances):
+        width = 1
         totals = torch.zeros(len(group), 1, dtype=wide(model.device), device=model.device)  # (F, W)
         for _ in range(forms[group[0]].count("?")):
-            at, gains = states.choices(order, generator)
+            at, gains = states.choices()
             gains, letters = gains.topk(min(beams, len(ALPHABET)))  # (F W, b)
             branches = gains.shape[1]
             reached = (totals[..., None] + gains.view(len(group), width, branches)).flatten(1)  # (F, W b)
@@ -266,9 +293,11 @@ def complete(
     temperature: float = 1.0,
     top_k: int | None = None,
     seed: int = 0,
-    exclude: set[str] | frozenset[str] = frozenset(),
+    exclude: Iterable[str] = (),
 ) -> list[list[Completion]]:
     """Names for each pattern, the best first by bits per character; no name twice, none that is in ``exclude``.
+
+    What a pattern becomes depends on no other one.
 
     Args:
         model: DomainCanineForMaskedLM in evaluation mode.
@@ -283,12 +312,13 @@ def complete(
     Raises:
         BadPattern: no name can come of one.
     """
-    generator = torch.Generator().manual_seed(seed)
     forms = [expand(pattern, length, suffixes) for pattern in patterns]
+    chances = [random.Random(f"{seed} {pattern}") for pattern in patterns]
+    exclude = frozenset(exclude)
     if search == "beam":
-        names = _beams(model, forms, order, count, generator, exclude)
+        names = _beams(model, forms, order, count, chances, exclude)
     else:
-        names = _samples(model, forms, order, temperature, top_k, count, generator, exclude)
+        names = _samples(model, forms, order, temperature, top_k, count, chances, exclude)
     every = sorted({name for found in names for name in found})
     scores = {score.name: score for score in score_names(model, every)}
     completed = []
@@ -300,13 +330,13 @@ def complete(
     return completed
 
 
-def _beams(model, forms, order, count, generator, exclude):
+def _beams(model, forms, order, count, chances, exclude):
     """Names, a set for each pattern, of a beam that is widened while too few are left of it and it has found no end."""
     names, open_ = [set() for _ in forms], range(len(forms))
     width = max(16, 2 * count)
     while open_:
         flat = [(i, form) for i in open_ for form in forms[i]]
-        found = beam_search(model, [form for _, form in flat], order, width, generator)
+        found = beam_search(model, [form for _, form in flat], order, width, [chances[i] for i, _ in flat])
         more = set()
         for (i, _), each in zip(flat, found):
             names[i].update(each)
@@ -317,11 +347,12 @@ def _beams(model, forms, order, count, generator, exclude):
     return [each - exclude for each in names]
 
 
-def _samples(model, forms, order, temperature, top_k, count, generator, exclude):
+def _samples(model, forms, order, temperature, top_k, count, chances, exclude):
     names, idle = [set() for _ in forms], [0] * len(forms)
     while open_ := [i for i in range(len(forms)) if len(names[i]) < count and idle[i] < ROUNDS]:
-        wanted = [(i, form) for i in open_ for form in _spread(forms[i], count, generator)]
-        drawn = sample(model, [form for _, form in wanted], order, temperature, top_k, generator)
+        wanted = [(i, form) for i in open_ for form in _spread(forms[i], count, chances[i])]
+        mine = [chances[i] for i, _ in wanted]
+        drawn = sample(model, [form for _, form in wanted], order, temperature, top_k, mine)
         before = [len(each) for each in names]
         for (i, _), name in zip(wanted, drawn):
             if name not in exclude and len(names[i]) < count:  # the first ones: the best would be no draw
@@ -331,7 +362,7 @@ def _samples(model, forms, order, temperature, top_k, count, generator, exclude)
     return names
 
 
-def _spread(forms, wanted, generator):
+def _spread(forms, wanted, chance):
     """So many of a pattern's forms, each as often as the others."""
-    shuffled = torch.randperm(len(forms), generator=generator).tolist()
+    shuffled = _shuffled(len(forms), chance)
     return [forms[shuffled[i % len(forms)]] for i in range(wanted)]

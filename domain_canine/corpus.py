@@ -11,6 +11,7 @@ import numpy as np
 from .cleaning import SPECIAL
 from .errors import UserError
 from .manifest import LENGTHS, VERSION, is_prepared, read_manifest, shards
+from .paths import user_path
 from .prepare import Settings, prepare
 from .sources import open_source
 from .table import NameTable
@@ -53,12 +54,12 @@ def load_corpus(dataset: str, settings: Settings, column: str | None = None, qui
     Raises:
         UserError: as ``prepare``; or a prepared folder does not fit.
     """
-    if dataset and is_prepared(Path(dataset).expanduser()):
-        return _prepared(Path(dataset).expanduser(), settings)
+    if dataset and is_prepared(user_path(dataset)):
+        return _prepared(user_path(dataset), settings)
     source = open_source(dataset, column)
     key = json.dumps([VERSION, source.digest(), source.column, asdict(settings)])
     home = os.environ.get("DOMAIN_CANINE_CACHE") or Path.home() / ".cache" / "domain_canine"
-    folder = Path(home).expanduser() / hashlib.blake2b(key.encode(), digest_size=8).hexdigest()
+    folder = user_path(home) / hashlib.blake2b(key.encode(), digest_size=8).hexdigest()
     prepare(source, folder, settings, quiet=quiet)
     return _open(folder, source.description)
 

@@ -1,7 +1,6 @@
 """The data flags made into batches: which source, which side, which collator."""
 
 import sys
-from pathlib import Path
 
 from transformers.trainer_utils import IntervalStrategy
 
@@ -12,6 +11,7 @@ from .corpus import SMALL, load_corpus
 from .errors import UserError
 from .manifest import SHOWN, is_prepared, told_lines
 from .masking import DataCollatorForCodePointMasking
+from .paths import user_path
 from .prepare import Settings
 from .remote import open_stream
 from .sampling import names_within
@@ -123,7 +123,7 @@ def _stream(data, args, collator):
 def _told(data, counts, train: int | None, validation: int) -> dict:
     """``kind`` is sample, url, hub or local: local names have no name that others could know."""
     kind = SAMPLE if data.dataset == SAMPLE else "url" if is_url(data.dataset) else "local"
-    if kind == "local" and not is_prepared(Path(data.dataset).expanduser()) and local_paths(data.dataset) is None:
+    if kind == "local" and not is_prepared(user_path(data.dataset)) and local_paths(data.dataset) is None:
         kind = "hub"
     return {"kind": kind, "counts": counts, "train": train, "validation": validation}
 

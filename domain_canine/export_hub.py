@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 from .errors import UserError, first_line
+from .paths import user_path
 
 WEIGHTS = (
     "model.safetensors", "pytorch_model.bin", "model-*-of-*.safetensors", "pytorch_model-*-of-*.bin",
@@ -28,7 +29,7 @@ def command(arguments) -> int:
     from .model_card import write_model_card
     from .sharing import refuse_public, to_upload, upload_command, upload_folder
 
-    folder, name = Path(arguments.model).expanduser(), arguments.repo_id
+    folder, name = user_path(arguments.model), arguments.repo_id
     try:
         validate_repo_id(name)
     except HFValidationError as error:

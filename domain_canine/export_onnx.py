@@ -7,6 +7,7 @@ from pathlib import Path
 from .errors import UserError
 from .export_folder import made_whole, refuse_other_folder
 from .normalization_domain_canine import MAX_NAME
+from .paths import user_path
 
 GRAPH, INT8 = "model.onnx", "model_int8.onnx"
 TASKS = ("fill-mask", "score", "embed", "classify")
@@ -37,7 +38,7 @@ def add_parser(formats) -> None:
 
 
 def command(arguments) -> int:
-    folder = Path(arguments.output).expanduser()
+    folder = user_path(arguments.output)
     _refuse(arguments, folder)
     names = _names(arguments.names, arguments.dataset_column) if arguments.int8 else []
     graph = _load(arguments)
@@ -109,7 +110,7 @@ def _names(file, column):
 
     if file is None:
         return sample_names(NAMES)
-    if not Path(file).is_file():
+    if not user_path(file).is_file():
         raise UserError(f"--names {file!r} is no file")
     names = []
     for block in read_rows([file], column):

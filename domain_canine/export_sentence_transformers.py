@@ -11,6 +11,7 @@ from pathlib import Path
 from .embed import add_pooling_arguments
 from .export_folder import made_whole, refuse_other_folder
 from .normalization_domain_canine import MAX_NAME
+from .paths import user_path
 
 POOLING = "1_CharacterPooling"  # folder of this module's settings
 FILES = ("model.safetensors", "modules.json", "sentence_bert_config.json", "config_sentence_transformers.json")
@@ -28,7 +29,7 @@ def add_parser(formats) -> None:
 def command(arguments) -> int:
     from .pretrained import load_encoder_for_use
 
-    folder = Path(arguments.output).expanduser()
+    folder = user_path(arguments.output)
     refuse_other_folder(folder, f"{POOLING}/config.json", FILES, arguments.overwrite)
     model = load_encoder_for_use(arguments.model)
     with made_whole(folder) as whole:

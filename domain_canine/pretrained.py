@@ -2,12 +2,13 @@
 
 import logging
 from contextlib import contextmanager
-from pathlib import Path
 from pickle import UnpicklingError
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import CanineConfig, PreTrainedModel
+from transformers.activations import ACT2FN
 
 from . import hub
 from .arguments import DEFAULT_MODEL, ModelArguments, code_point
@@ -15,6 +16,7 @@ from .configuration_domain_canine import AUTO_MAP, PIPELINES, DomainCanineConfig
 from .errors import UserError, first_line
 from .layers_domain_canine import HASH_PRIMES
 from .modeling_domain_canine import DomainCanineForMaskedLM, DomainCanineForSequenceClassification, DomainCanineModel
+from .paths import user_path
 from .tokenization_domain_canine import DomainCanineTokenizer
 
 SIZES = {
@@ -91,14 +93,14 @@ def _device():
 
 def is_classifier(name: str) -> bool:
     """Whether a checkpoint was saved as a classifier; not so if there is none, of which ``load_model`` tells."""
-    folder = Path(name).expanduser()
+    folder = user_path(name)
     if not folder.is_dir():
         hub.use_cache_if_unreachable()
     try:
         told, _ = DomainCanineConfig.get_config_dict(str(folder) if folder.is_dir() else name)
-    except (OSError, ValueError):
+        return DomainCanineForSequenceClassification.__name__ in (told.get("architectures") or ())
+    except (OSError, ValueError, TypeError, AttributeError):
         return False
-    return DomainCanineForSequenceClassification.__name__ in (told.get("architectures") or ())
 
 
 def load_model(
@@ -114,7 +116,7 @@ def load_model(
     Raises:
         UserError: nothing is there, or it is no CANINE, or weights are missing.
     """
-    folder = Path(name).expanduser()
+    folder = user_path(name)
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise UserError(f"the folder {name!r} holds no model (no config.json)")
@@ -127,6 +129,13 @@ def load_model(
         told, _ = DomainCanineConfig.get_config_dict(name)
         if told.get("model_type") != CanineConfig.model_type:
             raise UserError(f"{name!r} is no CANINE but of the type {told.get('model_type')}; try {DEFAULT_MODEL}")
+        _check_shape(DomainCanineConfig.from_dict(told))
+    except (AttributeError, TypeError, KeyError, ValueError, StrictDataclassError) as error:
+        why = " ".join(str(error).split())
+        raise UserError(f"the config.json of {name!r} describes no model: {why}") from error
+    except OSError as error:
+        raise _cannot_load(name, error) from error
+    try:
         with _quiet_loading():
             # Not what the configuration may ask for: attention can be code of the Hub.
             model, loaded = kind.from_pretrained(
@@ -140,10 +149,7 @@ def load_model(
             "anyone's: they are not loaded; have them saved as model.safetensors by someone you trust"
         ) from error
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
-        raise UserError(
-            f"cannot load the model {name!r}: {first_line(error)}\n  Check the name and the network "
-            "(and HF_HUB_OFFLINE), or give a local folder. A training can start from random weights: --model_size."
-        ) from error
+        raise _cannot_load(name, error) from error
     missing = sorted(loaded["missing_keys"])
     # The pooler is no part of a masked language model. Another number of labels takes another head.
     missing += [key for key, *_ in loaded["mismatched_keys"] if not key.startswith("classifier.")]
@@ -155,6 +161,13 @@ def load_model(
         head, script = _HEADS[kind]
         raise UserError(f"{name!r} has no head for {head}; train one with {script}")
     return model
+
+
+def _cannot_load(name, error):
+    return UserError(
+        f"cannot load the model {name!r}: {first_line(error)}\n  Check the name and the network "
+        "(and HF_HUB_OFFLINE), or give a local folder. A training can start from random weights: --model_size."
+    )
 
 
 def build_tokenizer(model: DomainCanineForMaskedLM, max_length: int) -> DomainCanineTokenizer:
@@ -183,9 +196,15 @@ def _overrides(text: str | None) -> dict:
 
 
 def _check_shape(config: DomainCanineConfig) -> None:
-    for name, value in ((name, getattr(config, name)) for name in OVERRIDES):
-        if isinstance(value, int) and value < 1:
+    usual = DomainCanineConfig()
+    for name in (*OVERRIDES, "mask_code_point", "max_position_embeddings", "type_vocab_size"):
+        value, kind = getattr(config, name), type(getattr(usual, name))
+        if not isinstance(value, (int, float) if kind is float else kind):
+            raise ValueError(f"{name} is {value!r}, not a value of the type {kind.__name__}")
+        if kind is int and value < 1:
             raise ValueError(f"{name} must be at least 1, not {value}")
+    if config.hidden_act not in ACT2FN:
+        raise ValueError(f"there is no hidden_act {config.hidden_act!r}; one of {', '.join(ACT2FN)}")
     for part in ("num_attention_heads", "num_hash_functions"):
         if config.hidden_size % getattr(config, part):
             raise ValueError(f"hidden_size {config.hidden_size} is no multiple of {part} {getattr(config, part)}")

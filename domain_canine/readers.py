@@ -35,7 +35,7 @@ class Block(NamedTuple):
     numbers: np.ndarray  # (B,) of the lines, from 1; a header counts
     lines: pa.BinaryArray  # (B,) without nulls
     done: float  # share of the source that is read
-    malformed: list[tuple[int, str]] = []  # (line number, text) of rows that do not have the header's columns
+    malformed: list[tuple[int, bytes]] = []  # (line number, its bytes) of rows that do not have the header's columns
     continued: int = 0  # further lines of rows whose quoted cells have line ends
     labels: pa.BinaryArray | None = None  # (B,) the cells of the label column, if one was asked for
 
@@ -90,9 +90,11 @@ def choose_column(columns: list[str], wanted: str | None, where: str) -> str:
     """
     if wanted is None:
         known = [name for name in KNOWN_COLUMNS if name in columns]
-        if known or len(columns) == 1:
-            return known[0] if known else columns[0]
-        raise BadInput(f"{where} has the columns {', '.join(columns)}; name one with --dataset_column")
+        if not known and len(columns) != 1:
+            raise BadInput(f"{where} has the columns {', '.join(columns)}; name one with --dataset_column")
+        wanted = known[0] if known else columns[0]
+    if columns.count(wanted) > 1:
+        raise BadInput(f"{where} has {columns.count(wanted)} columns {wanted!r}: rename all but one")
     if wanted not in columns:
         raise _no_column(columns, wanted, where, "--dataset_column")
     return wanted
@@ -135,30 +137,37 @@ def _open(name: str) -> Iterator[tuple[pa.NativeFile, Callable[[], float]]]:
         yield stream, lambda: min(1.0, raw.tell() / size) if size else 1.0
 
 
-def _refuse_binary(name: str, head: bytes) -> None:
+def _refuse_binary(where: str, head: bytes) -> None:
     if head.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise BadInput(f"{name!r} is UTF-16 text; save it as UTF-8")
+        raise BadInput(f"{where} is UTF-16 text; save it as UTF-8")
+    if head.startswith(b"\x1f\x8b"):
+        raise BadInput(f"{where} is compressed: unpack it, or give a file whose name ends in .gz")
     if b"\0" in head:
-        raise BadInput(f"{name!r} is a binary file, not text; names come one a line (txt, csv, parquet)")
+        raise BadInput(f"{where} is binary, not text; names come one a line (txt, csv, parquet)")
 
 
 def _read_text(name: str, column: str | None, label_column: str | None) -> Iterator[Block]:
     if label_column is not None:
         raise BadInput(f"{name!r} has no columns: names with labels are read from csv, tsv and parquet")
     with _open(name) as (stream, done):
-        yield from text_blocks(name, _checked(name, stream), done)
+        yield from text_blocks(name, checked(repr(name), iter(lambda: stream.read(TEXT_BLOCK), b"")), done)
 
 
-def _checked(name, stream):
-    """The pieces of a text file, as long as it is one with lines."""
-    _refuse_binary(name, (piece := stream.read(TEXT_BLOCK))[:4096])
+def checked(where: str, pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """Pieces of text, as long as it is text and has lines; ``where`` it is, for the message.
+
+    Raises:
+        BadInput: it is binary, or a line is longer than a block.
+    """
+    pieces = iter(pieces)
+    first = next(pieces, b"")
+    _refuse_binary(where, first[:4096])
     line = 0  # bytes of the line that lasts
-    while piece:
+    for piece in chain([first], pieces):
         line = len(piece) - piece.rfind(b"\n") - 1 + (line if b"\n" not in piece else 0)
         if line > TEXT_BLOCK:
-            raise BadInput(f"{name!r} has a line of more than {TEXT_BLOCK:,} bytes; names come one a line")
+            raise BadInput(f"{where} has a line of more than {TEXT_BLOCK:,} bytes; names come one a line")
         yield piece
-        piece = stream.read(TEXT_BLOCK)
 
 
 def text_blocks(name: str, pieces: Iterable[bytes], done: Callable[[], float]) -> Iterator[Block]:
@@ -187,7 +196,7 @@ def _header(name: str, wanted: str | None, label: str | None) -> tuple[str, int,
     """Delimiter, number of columns and places of the wanted ones in a csv or tsv file; None for an empty one."""
     with _open(name) as (stream, _):
         head = stream.read(1 << 16)
-    _refuse_binary(name, head[:4096])
+    _refuse_binary(repr(name), head[:4096])
     first = head.removeprefix(b"\xef\xbb\xbf").partition(b"\n")[0].decode("utf-8", "replace").rstrip("\r")
     if not head:
         return None
@@ -205,13 +214,28 @@ def _read_csv(name: str, column: str | None, label_column: str | None) -> Iterat
         return
     with _open(name) as (stream, done):
         # A byte is a character: cells are encoded again as they were.
-        reader = csv.reader(io.TextIOWrapper(stream, "latin-1", newline=""), delimiter=header[0], strict=True)
+        lines = _Lines(io.TextIOWrapper(stream, "latin-1", newline=""))
+        reader = csv.reader(lines, delimiter=header[0], strict=True)
         next(reader)
-        while (block := _rows(reader, name, *header[1:])) is not None:
+        while (block := _rows(reader, lines, name, *header[1:])) is not None:
             yield block._replace(done=done())
 
 
-def _rows(reader, name: str, columns: int, wanted: list[int]) -> Block | None:
+class _Lines:
+    """The lines of a stream; ``last`` is the one that has just been read."""
+
+    def __init__(self, stream):
+        self._stream, self.last = stream, ""
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        self.last = next(self._stream)
+        return self.last
+
+
+def _rows(reader, lines: _Lines, name: str, columns: int, wanted: list[int]) -> Block | None:
     """The next rows as a block; None at the end."""
     cells, numbers, malformed, continued = [[] for _ in wanted], [], [], 0
     while len(numbers) + len(malformed) < ROW_BLOCK:
@@ -225,7 +249,7 @@ def _rows(reader, name: str, columns: int, wanted: list[int]) -> Block | None:
                 raise BadInput(
                     f"{name!r}: a quote in line {number:,} is not closed ({error} in line {reader.line_num:,}); mend it"
                 ) from error
-            malformed.append((number, str(error)))
+            malformed.append((number, lines.last.encode("latin-1")))
             continue
         continued += reader.line_num - number
         if len(row) == columns or not row:
@@ -233,7 +257,7 @@ def _rows(reader, name: str, columns: int, wanted: list[int]) -> Block | None:
                 column.append(row[place] if row else "")
             numbers.append(number)
         else:
-            malformed.append((number, _as_text(",".join(row))))
+            malformed.append((number, ",".join(row).encode("latin-1")))
     if not numbers and not malformed:
         return None
     lines, *labels = map(_encoded, cells)
@@ -244,10 +268,6 @@ def _encoded(cells: list[str]) -> pa.BinaryArray:
     data = "".join(cells).encode("latin-1")
     offsets = np.concatenate([[0], np.cumsum(list(map(len, cells)))]).astype(np.int32)
     return pa.BinaryArray.from_buffers(pa.binary(), len(cells), [None, *map(pa.py_buffer, (offsets, data))])
-
-
-def _as_text(cell: str) -> str:
-    return cell.encode("latin-1").decode("utf-8", "surrogateescape")
 
 
 def _read_parquet(name: str, column: str | None, label_column: str | None) -> Iterator[Block]:

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 from .errors import UserError
+from .paths import user_path
 
 PAGE = "report.html"
 
@@ -35,8 +36,8 @@ def command(arguments) -> int:
 
     if arguments.num_samples < 1:
         raise UserError(f"--num_samples must be at least 1, not {arguments.num_samples}")
-    run = Path(arguments.run).expanduser()
-    output = Path(arguments.output).expanduser() if arguments.output else run / PAGE
+    run = user_path(arguments.run)
+    output = user_path(arguments.output) if arguments.output else run / PAGE
     if output.exists() and not arguments.overwrite:
         raise UserError(f"{str(output)!r} exists; add --overwrite to replace it, or give another --output")
     record = read_record(newest_weights(run))
@@ -81,7 +82,7 @@ def _of_file(file, column, count):
     from .cleaning import hash_array
     from .rows import read_rows, with_progress
 
-    if not (Path(file).expanduser().exists() or any(character in file for character in "*?[")):
+    if not (user_path(file).exists() or any(character in file for character in "*?[")):
         raise UserError(f"--names: there is no file or folder {file!r}; check the path")
     kept: dict[str, int] = {}
     with with_progress(read_rows([file], column)) as rows:

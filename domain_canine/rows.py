@@ -19,7 +19,8 @@ from tqdm import tqdm
 from .cleaning import normalize_lines
 from .errors import UserError, first_line
 from .normalization_domain_canine import MAX_NAME
-from .readers import Block, kind_of, lines_of, text_blocks
+from .paths import user_path
+from .readers import Block, checked, kind_of, lines_of, text_blocks
 from .sources import Files, local_paths
 
 WINDOW = 2048  # rows at once: enough to bring like lengths together, and few enough to see some progress
@@ -63,13 +64,23 @@ def read_rows(inputs: list[str], column: str | None = None, output: str | None =
 
 def _blocks(inputs, column, output):
     if inputs == ["-"]:
+        if sys.stdin is None:
+            raise UserError("standard input is closed: give it names, or name a file")
         _refuse_own(output, lambda file: os.path.samestat(file.stat(), os.fstat(sys.stdin.fileno())))
-        return text_blocks("-", iter(lambda: sys.stdin.buffer.read1(PIPE), b""), lambda: 0.0)
-    if len(inputs) == 1 and (kind_of(Path(inputs[0])) or Path(inputs[0]).exists() or "/" in inputs[0]):
+        _refuse_column(column, "standard input")
+        pieces = iter(lambda: sys.stdin.buffer.read1(PIPE), b"")
+        return text_blocks("-", checked("standard input", pieces), lambda: 0.0)
+    if len(inputs) == 1 and (kind_of(Path(inputs[0])) or os.path.exists(inputs[0]) or "/" in inputs[0]):
         return _files(inputs[0], output, column).blocks()
-    if files := [each for each in inputs if Path(each).is_file()]:
+    if files := [each for each in inputs if os.path.isfile(each)]:
         raise UserError(f"{files[0]!r} is a file: give one file, folder or quoted glob, or names")
+    _refuse_column(column, "a name")
     return iter([Block("names", np.arange(1, len(inputs) + 1), lines_of("\n".join(inputs).encode()), 1.0)])
+
+
+def _refuse_column(column, what):
+    if column is not None:
+        raise UserError(f"--dataset_column {column!r}: {what} has no columns; leave it out, or give a csv file")
 
 
 def _files(source, output, column):
@@ -77,11 +88,13 @@ def _files(source, output, column):
     if files is None:
         raise UserError(f"there is no file or folder {source!r}; check the path")
     _refuse_own(output, lambda file: any(map(file.samefile, files)))
+    if all(kind_of(file) in (None, ".txt") for file in files):
+        _refuse_column(column, f"{source!r} is text and")
     return Files(source, [*map(str, files)], column)
 
 
 def _refuse_own(output, is_read):
-    if output and (path := Path(output).expanduser()).exists() and is_read(path):
+    if output and (path := user_path(output)).exists() and is_read(path):
         raise UserError(f"--output {output!r} is among the names to be read: give another file")
 
 
@@ -92,16 +105,18 @@ def _clean(block):
         reasons[index] = reason
 
     names, valid = normalize_lines(block.lines, MAX_NAME, reject)
-    texts = [line.decode("utf-8", "backslashreplace").strip() for line in block.lines.to_pylist()]
+    texts = [*map(_as_text, block.lines.to_pylist())]
     names = [name if kept else None for name, kept in zip(names.to_pylist(), valid)]
     reasons = [None if kept else reason for reason, kept in zip(reasons, valid)]
     if block.malformed:
         rows = [*zip(block.numbers.tolist(), texts, names, reasons)]
-        for number, text in block.malformed:
-            text = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-            rows.append((number, text, None, "malformed_row"))
+        rows += [(number, _as_text(line), None, "malformed_row") for number, line in block.malformed]
         _, texts, names, reasons = map(list, zip(*sorted(rows, key=lambda row: row[0])))
     return Rows(texts, names, reasons, block.done)
+
+
+def _as_text(line):
+    return line.decode("utf-8", "backslashreplace").strip()
 
 
 @contextmanager
@@ -131,7 +146,7 @@ class Table:
     suffixes = (".csv", ".jsonl", ".parquet")
 
     def __init__(self, path: str | None, schema: pa.Schema, overwrite: bool = False):
-        self.path, self.schema, self.rows = path and Path(path).expanduser(), schema, 0
+        self.path, self.schema, self.rows = path and user_path(path), schema, 0
         self._suffix = self.path.suffix if self.path else ".csv"
         if self._suffix not in self.suffixes:
             *all_but_last, last = self.suffixes

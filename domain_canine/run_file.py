@@ -11,6 +11,7 @@ import transformers
 from .arguments import DEFAULT_MODEL
 from .checkpoints import step_of
 from .errors import UserError, first_line
+from .paths import user_path
 from .run_folder import RUN_FILE
 
 
@@ -65,7 +66,7 @@ def write_run_file(args, now: dict, data: dict, checkpoint: str | None) -> None:
     except (OSError, ValueError):  # there is none, or it is damaged and --allow_changed_run has said so
         starts = []
     base = now["model_name_or_path"] or DEFAULT_MODEL
-    origin = "random" if now["model_size"] else "local" if Path(base).expanduser().is_dir() else "hub"
+    origin = "random" if now["model_size"] else "local" if user_path(base).is_dir() else "hub"
     device = torch.cuda.get_device_name(args.device) if args.device.type == "cuda" else args.device.type
     starts.append({
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),

@@ -132,18 +132,21 @@ def each_alone(model, names: list[str]) -> tuple[torch.Tensor, torch.Tensor, tor
     rows, positions = ids[of], at[:, None] + 1
     truth = rows.gather(1, positions)
     rows.scatter_(1, positions, model.config.mask_code_point)
-    logits = [
-        model(
-            input_ids=part, attention_mask=part != PAD, masked_positions=there, ascii_only=is_usual(model)
-        ).logits[:, 0]
-        for part, there in zip(_in_parts(rows), _in_parts(positions, rows.shape[1]))
-    ]  # fmt: skip
+    logits = [logits[:, 0] for _, logits in _in_parts(model, rows, positions)]
     return of, at, truth[:, 0], torch.cat(logits)
 
 
-def _in_parts(rows, width=None):
-    """Rows of a batch as many at once as ``slots_at_once`` have room for: those of one long name may be more."""
-    return rows.split(max(1, slots_at_once(rows.device) // (width or rows.shape[1])))
+def _in_parts(model, rows, positions=None):
+    """Which rows, and their logits at some positions or at all; as many at once as ``slots_at_once`` have room for.
+
+    Those of one long name may be more.
+    """
+    for part in torch.arange(len(rows)).split(max(1, slots_at_once(rows.device) // rows.shape[1])):
+        part = slice(int(part[0]), int(part[-1]) + 1)
+        ids, at = rows[part], None if positions is None else positions[part]
+        yield part, model(
+            input_ids=ids, attention_mask=ids != PAD, masked_positions=at, ascii_only=is_usual(model)
+        ).logits  # fmt: skip
 
 
 def _one_by_one(model, names):
@@ -173,12 +176,7 @@ def _any_order(model, names, orders, seed):
     truth, rows = ids[of, 1:-1], ids[of]
     rows[:, 1:-1] = rows[:, 1:-1].masked_fill(hidden, model.config.mask_code_point)
     truth = truth.masked_fill(~hidden, 0)  # a [SEP] is no class
-    found = [
-        log_probabilities(
-            model(input_ids=part, attention_mask=part != PAD, ascii_only=is_usual(model)).logits[:, 1:-1], there
-        )
-        for part, there in zip(_in_parts(rows), _in_parts(truth, rows.shape[1]))
-    ]
+    found = [log_probabilities(logits[:, 1:-1], truth[part]) for part, logits in _in_parts(model, rows)]
     share = torch.cat(found) * hidden / hidden.sum(1, keepdim=True)
     return share.new_zeros(len(names), width).index_add(0, of, share) / orders
 

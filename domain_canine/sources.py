@@ -13,6 +13,7 @@ from .connection import HttpFile, is_url
 from .errors import UserError
 from .hub import Hub
 from .manifest import MANIFEST, STATE, is_prepared
+from .paths import user_path
 from .readers import COMPRESSED, Block, kind_of, lines_of, path_of, read
 from .sample import sample_names
 
@@ -47,7 +48,7 @@ def local_paths(dataset: str) -> list[Path] | None:
     """
     if not dataset:
         raise UserError("the name of the data is empty: give a file, a folder, a URL, a Hub id, or 'sample'")
-    path = Path(dataset).expanduser()
+    path = user_path(dataset)
     if any(character in dataset for character in "*?[") and not path.exists():
         paths = [Path(match) for match in sorted(glob.glob(str(path), recursive=True)) if Path(match).is_file()]
         if not paths:

@@ -71,7 +71,7 @@ def test_slices_are_read_where_they_lie():
 def test_what_is_rejected_is_told_with_source_line_and_reason():
     cleaner = Cleaner(14)
     kept = cleaner(block(b"A.com\r\n", b"", b"# x", b"a b.com\n", b"b\xff.com", b"muenchen.de", b"m\xc3\xbcnchen.de",
-                         b"123456789.com", first=7, malformed=[(99, "x,y,z")]))  # fmt: skip
+                         b"123456789.com", first=7, malformed=[(99, b"x,y,z")]))  # fmt: skip
     assert kept.to_pylist() == ["a.com", "muenchen.de"]
     assert [tuple(reject) for reject in cleaner.rejects] == [
         ("a.txt", 10, "bad_character", "a b.com"), ("a.txt", 11, "undecodable", "b\\udcff.com"),

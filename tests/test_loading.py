@@ -8,11 +8,11 @@ import sys
 import pytest
 import torch
 
-from domain_canine import DomainCanineForMaskedLM
+from domain_canine import DomainCanineForMaskedLM, DomainCanineModel
 from domain_canine.arguments import ModelArguments
 from domain_canine.configuration_domain_canine import AUTO_MAP
 from domain_canine.errors import UserError
-from domain_canine.pretrained import SIZES, build_model, build_tokenizer, load_model
+from domain_canine.pretrained import SIZES, build_model, build_tokenizer, is_classifier, load_model
 
 # Runs away from the repository, with the package's name blocked; prints one JSON object.
 STRANGER = """
@@ -170,6 +170,31 @@ def test_what_is_no_canine_is_refused(tmp_path, model):
     (tmp_path / "ours" / "model.safetensors").write_bytes(b"torn")
     with pytest.raises(UserError, match="cannot load the model"):
         load_model(str(tmp_path / "ours"))
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ([], "describes no model"),
+        ({"hidden_size": "x"}, "'hidden_size' expected int, got str"),
+        ({"num_hidden_layers": None}, "'num_hidden_layers' expected int, got NoneType"),
+        ({"num_attention_heads": 5}, "hidden_size 64 is no multiple of num_attention_heads 5"),
+        ({"num_attention_heads": 0}, "num_attention_heads must be at least 1, not 0"),
+        ({"hidden_act": "nope"}, "there is no hidden_act 'nope'; one of .*gelu"),
+        ({"dtype": "nope"}, "no attribute 'nope'"),
+        ({"mask_code_point": None}, "mask_code_point is None, not a value of the type int"),
+        ({"local_transformer_stride": 0}, "local_transformer_stride must be at least 1, not 0"),
+        ({"id2label": 5}, "describes no model"),
+    ],
+)
+def test_a_config_that_describes_no_model_is_one_message(tmp_path, model, changed, told):
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, **changed} if isinstance(changed, dict) else changed))
+    for kind in (DomainCanineForMaskedLM, DomainCanineModel):
+        with pytest.raises(UserError, match=f"config.json of .*{told}"):
+            load_model(str(tmp_path), kind=kind)
+    assert not is_classifier(str(tmp_path))
 
 
 def test_a_checkpoint_without_a_weight_of_the_encoder_is_refused(tmp_path, model):

@@ -61,7 +61,7 @@ def test_rows_that_fit_no_column_keep_their_numbers(tmp_path, monkeypatch):
     path.write_text("\n".join(["rank,domain", *rows]))
     blocks = list(read(path))
     told = [row for block in blocks for row in block.malformed]
-    assert told == [(4, "odd"), (5, "odd"), (10, "10,x,y,z"), (40, "odd"), (59, "odd")]
+    assert told == [(4, b"odd"), (5, b"odd"), (10, b"10,x,y,z"), (40, b"odd"), (59, b"odd")]
     found = {n: line.decode() for block in blocks for n, line in zip(block.numbers, block.lines.to_pylist())}
     assert found == {n: f"name{n}.com" for n in range(2, 60) if n not in (4, 5, 10, 40, 59)}
 
@@ -97,8 +97,10 @@ def test_lines_keep_their_ends():
 @pytest.mark.parametrize(
     ("name", "content", "match"),
     [
-        ("binary.txt", b"\x00\x01\x02" * 100, "binary file"),
-        ("binary.csv", b"\x00\x01\x02" * 100, "binary file"),
+        ("binary.txt", b"\x00\x01\x02" * 100, "is binary"),
+        ("binary.csv", b"\x00\x01\x02" * 100, "is binary"),
+        ("packed.txt", gzip.compress(b"a.com"), "is compressed"),
+        ("twins.csv", b"domain,domain\na.com,b.com\n", "has 2 columns 'domain'"),
         ("two.csv", b"a,b\nx.com,y.com\n", "columns a, b; name one with --dataset_column"),
         ("headless.csv", b"a.com\nb.com\n", "has no header, its first row has 'a.com'"),
         ("headless2.csv", b"1,a.com\n2,b.com\n", "has no header, its first row has 'a.com'"),
@@ -195,7 +197,7 @@ def test_a_row_with_text_behind_a_quote_or_of_other_bytes_is_malformed(tmp_path)
     (tmp_path / "a.csv").write_bytes(b'x,domain\n1,a.com\n"2"3,b.com\n4,caf\xe9.com,x\n5,d.com\n')
     blocks = list(read(tmp_path / "a.csv"))
     assert lines(tmp_path / "a.csv") == [b"a.com", b"d.com"]
-    assert [row[0] for block in blocks for row in block.malformed] == [3, 4]
+    assert blocks[0].malformed == [(3, b'"2"3,b.com\n'), (4, b"4,caf\xe9.com,x")]
     assert [number for block in blocks for number in block.numbers] == [2, 5]
     assert Cleaner(128)(blocks[0]).to_pylist() == ["a.com", "d.com"]
 
@@ -207,16 +209,18 @@ def test_a_zero_byte_is_told_at_the_head_and_a_reject_further_on(tmp_path, monke
 
 
 def test_a_block_in_pieces_is_the_block(tmp_path):
-    block = Block("x", np.arange(1, 8), pa.array([b"%d" % i for i in range(7)]), 1.0, [(0, "x"), (3, "z"), (9, "y")], 2)
+    block = Block(
+        "x", np.arange(1, 8), pa.array([b"%d" % i for i in range(7)]), 1.0, [(0, b"x"), (3, b"z"), (9, b"y")], 2
+    )
     block = block._replace(numbers=np.array([1, 2, 4, 5, 6, 7, 8]))
     pieces = list(block.pieces(3))
     assert [len(piece.lines) for piece in pieces] == [3, 3, 1]
     assert np.array_equal(np.concatenate([piece.numbers for piece in pieces]), block.numbers)
     assert pa.concat_arrays([piece.lines for piece in pieces]) == block.lines
-    of_each = [([(0, "x"), (3, "z")], 2), ([], 0), ([(9, "y")], 0)]
+    of_each = [([(0, b"x"), (3, b"z")], 2), ([], 0), ([(9, b"y")], 0)]
     assert [(piece.malformed, piece.continued) for piece in pieces] == of_each
-    empty = Block("x", np.arange(0), pa.array([], pa.binary()), 1.0, [(9, "y")])
-    assert [piece.malformed for piece in empty.pieces(3)] == [[(9, "y")]]
+    empty = Block("x", np.arange(0), pa.array([], pa.binary()), 1.0, [(9, b"y")])
+    assert [piece.malformed for piece in empty.pieces(3)] == [[(9, b"y")]]
 
 
 @pytest.mark.parametrize("made", ["pipe", "unfinished", "bare"])

@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import gzip
+import io
 import json
 import os
 import signal
@@ -130,7 +131,7 @@ def test_malformed_rows_stay_in_their_places_over_windows_whatever_their_bytes(f
         assert call("score", folder, tmp_path / "a.csv", "--output", tmp_path / f"o.{suffix}") == 0
     told = pq.read_table(tmp_path / "o.parquet").to_pylist()
     assert [place for place, row in enumerate(told) if row["reason"] == "malformed_row"] == [3, 6, 8]
-    assert told[3]["input"] == "caf\\xe9.com" and len(told) == 9
+    assert [told[place]["input"] for place in (3, 6, 8)] == ["caf\\xe9.com", '"2"3,b.com', "odd"] and len(told) == 9
 
 
 def test_line_ends_within_a_line_do_not_break_a_csv(folder, tmp_path):
@@ -151,6 +152,28 @@ def test_a_full_disk_is_one_message(folder, word):
             stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "space" in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (gzip.compress(b"a.com\n"), "standard input is compressed: unpack it"),
+        ("a.com\n".encode("utf-16"), "standard input is UTF-16 text"),
+        (b"x" * (9 << 20), "standard input has a line of more than"),
+        (None, "standard input is closed"),
+    ],
+)
+def test_standard_input_that_is_no_text_is_one_message(folder, tmp_path, monkeypatch, given, told):
+    monkeypatch.setattr(sys, "stdin", given and io.TextIOWrapper(io.BytesIO(given)))
+    with pytest.raises(UserError, match=told):
+        call("score", folder, "-", "--output", tmp_path / "x.csv")
+    assert not (tmp_path / "x.csv").exists()
+
+
+def test_a_name_too_long_for_a_path_is_a_row(folder, capfdbinary):
+    assert call("score", folder, "a" * 300 + ".com") == 0
+    [row] = rounded(capfdbinary.readouterr().out)
+    assert row["reason"] == "too_long"
 
 
 def test_standard_input_is_not_written_over(folder, tmp_path):
@@ -178,6 +201,11 @@ def test_an_empty_file_gives_an_empty_table(folder, tmp_path):
         (["score", "MODEL", "a.com", "--output", "x.txt"], "give it the suffix .csv, .jsonl or .parquet"),
         (["score", "MODEL", "a.com", "--output", "there.csv"], "exists; add --overwrite"),
         (["score", "MODEL", "a.com", "--output", "no/where.csv"], "cannot be written: No such file"),
+        (["score", "MODEL", "a.com", "--output", f"{'x' * 300}.csv"], "xxx…' is no path: File name too long"),
+        (["score", "m" * 300, "a.com"], "mmm…' is no path: File name too long"),
+        (["score", "MODEL", "a.com", "--column", "a"], "--dataset_column 'a': a name has no columns"),
+        (["score", "MODEL", "names.txt", "--column", "a"], "'names.txt' is text and has no columns"),
+        (["score", "MODEL", "-", "--column", "a"], "standard input has no columns"),
         (["score", "MODEL", "a.com", "--orders", "-1"], "--orders must be at least 0, not -1"),
         (["score", "nomodel/x/y", "a.com"], "cannot load the model"),
         (["score", ".", "a.com"], "holds no model"),
@@ -190,12 +218,16 @@ def test_an_empty_file_gives_an_empty_table(folder, tmp_path):
         (["complete", "MODEL", "a?.com", "--temperature", "inf"], "--temperature must be 0.001 or more, not inf"),
         (["complete", "MODEL", "a?.com", "--seed", str(2**64)], "--seed must be from 0 on"),
         (["complete", "MODEL", "a?.com", "--exclude", "nofile.txt"], "--exclude 'nofile.txt' is no file"),
+        (["complete", "MODEL", "a?.com", "--exclude", "x" * 300], "is no path: File name too long"),
+        (["complete", "MODEL", "a?.com", "--exclude", "lines.csv"], "has the columns a, b; name one"),
+        (["complete", "MODEL", "a?.com", "--column", "b"], "is a column of --exclude, which is not given"),
         (["complete", "MODEL", "a?.com", "--suffixes", "net"], "ends in none of the suffixes net"),
     ],
 )
 def test_mistakes_are_one_message(folder, tmp_path, monkeypatch, words, told):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "lines.csv").write_text("a,b\n1,2\n")
+    (tmp_path / "names.txt").write_text("a.com\n")
     (tmp_path / "there.csv").write_text("mine")
     with pytest.raises(UserError, match=told.replace("(", r"\(")):
         call(*(folder if word == "MODEL" else word for word in words))
@@ -276,11 +308,22 @@ def test_a_reader_that_has_seen_enough_ends_it_quietly(folder, tmp_path):
     assert running.wait(60) == 141 and running.stderr.read() == b""
 
 
+def test_what_complete_has_found_is_there_when_it_is_ended(folder, tmp_path):
+    out = tmp_path / "names.csv"
+    running = process("complete", folder, *(f"{letter}???????.com" for letter in "abcdefghij" * 40), "--output", out)
+    while not out.exists() or out.read_text().count("\n") < 2:
+        time.sleep(0.05)
+    running.send_signal(signal.SIGTERM)
+    assert running.wait(60) == 143, running.stderr.read()
+    assert pc.read_csv(out).column("pattern").to_pylist()[0] == "a???????.com"
+
+
 def test_complete_writes_names_with_their_scores_and_says_what_is_missing(folder, tmp_path, capfd):
-    (tmp_path / "known.txt").write_text("\n".join(f"a{letter}.com" for letter in "abcdefghijklmnopqrstuvwxyz"))
+    known = [f"{number},a{letter}.com" for number, letter in enumerate("abcdefghijklmnopqrstuvwxyz")]
+    (tmp_path / "known.csv").write_text("\n".join(["id,host", *known]))
     out = tmp_path / "names.jsonl"
     assert call("complete", folder, "a?.com", "*", "--count", "20", "--suffixes", "com,net", "--length", "2-3",
-                "--exclude", tmp_path / "known.txt", "--output", out) == 0  # fmt: skip
+                "--exclude", tmp_path / "known.csv", "--column", "host", "--output", out) == 0  # fmt: skip
     told = [json.loads(line) for line in out.read_text().splitlines()]
     first = [row for row in told if row["pattern"] == "a?.com"]
     assert {row["name"] for row in first} == {f"a{digit}.com" for digit in "0123456789"}
