@@ -32,7 +32,7 @@ def command(arguments) -> int:
     # SIGTERM ends it as Ctrl-C does: the table is closed.
     with StopRequest(), Table(arguments.output, schema, arguments.overwrite) as table, with_progress(rows) as rows:
         for block in rows:
-            outputs = classify_names(model, [name for name in block.names if name])
+            outputs = classify_names(model, block.valid)
             told = iter(_tell(outputs, classes, arguments.all))
             cells = [next(told) if name else [None] * len(answers) for name in block.names]
             columns = {"input": block.texts, "name": block.names}

@@ -6,7 +6,6 @@ import sys
 
 from .arguments import seed
 from .errors import UserError
-from .paths import user_path
 
 LEAST_TEMPERATURE = 0.001  # below it the likeliest character is drawn anyway, and numbers overflow
 
@@ -96,7 +95,5 @@ def _length(text):
 def _excluded(arguments):
     from .rows import read_rows
 
-    if not user_path(arguments.exclude).is_file():
-        raise UserError(f"--exclude {arguments.exclude!r} is no file")
-    rows = read_rows([arguments.exclude], arguments.dataset_column, arguments.output)
-    return frozenset(name for block in rows for name in block.names if name)
+    rows = read_rows(arguments.exclude, arguments.dataset_column, arguments.output)
+    return frozenset(name for block in rows for name in block.valid)

@@ -33,9 +33,9 @@ def command(arguments) -> int:
     # SIGTERM ends it as Ctrl-C does: the table is closed.
     with StopRequest(), table.of_width(model.config.hidden_size), with_progress(rows) as rows:
         for block in rows:
-            names = [name for name in block.names if name]
-            table.write_vectors(block, embed_names(model, names, arguments.pooling, arguments.normalize).numpy())
-            bad += len(block.names) - len(names)
+            vectors = embed_names(model, block.valid, arguments.pooling, arguments.normalize).numpy()
+            table.write_vectors(block, vectors)
+            bad += len(block.names) - len(vectors)
     if bad:
         kept = "NaN" if table.is_array else "without an embedding, with a reason"
         print(f"{bad:,} of {table.rows:,} rows are no names: {kept}", file=sys.stderr)

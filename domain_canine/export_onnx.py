@@ -110,11 +110,9 @@ def _names(file, column):
 
     if file is None:
         return sample_names(NAMES)
-    if not user_path(file).is_file():
-        raise UserError(f"--names {file!r} is no file")
     names = []
-    for block in read_rows([file], column):
-        names += [name for name in block.names if name]
+    for block in read_rows(file, column):
+        names += block.valid
         if len(names) >= NAMES:
             break
     if not names:

@@ -82,14 +82,10 @@ def _of_file(file, column, count):
     from .cleaning import hash_array
     from .rows import read_rows, with_progress
 
-    if not (user_path(file).exists() or any(character in file for character in "*?[")):
-        raise UserError(f"--names: there is no file or folder {file!r}; check the path")
     kept: dict[str, int] = {}
-    with with_progress(read_rows([file], column)) as rows:
+    with with_progress(read_rows(file, column)) as rows:
         for block in rows:
-            if not (names := [name for name in block.names if name]):
-                continue
-            kept |= zip(names, hash_array(pa.array(names)).tolist())
+            kept |= zip(block.valid, hash_array(pa.array(block.valid, pa.string())).tolist())
             kept = dict(sorted(kept.items(), key=lambda item: item[1])[:count])
     if not kept:
         raise UserError(f"--names {file!r} holds no valid domain name")

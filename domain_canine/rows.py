@@ -42,14 +42,19 @@ class Rows(NamedTuple):
     reasons: list[str | None]
     done: float
 
+    @property
+    def valid(self) -> list[str]:
+        """The names alone."""
+        return [name for name in self.names if name]
 
-def read_rows(inputs: list[str], column: str | None = None, output: str | None = None) -> Iterator[Rows]:
+
+def read_rows(inputs: list[str] | str, column: str | None = None, output: str | None = None) -> Iterator[Rows]:
     """All lines of files, folders and globs, of standard input (``-``), or names that are given themselves.
 
     The first block is read at once: a mistake shows before ``output`` is opened.
 
     Args:
-        inputs: ``-``, one source, or names.
+        inputs: what was given: ``-``, one source, or names; or the path of a source.
         output: a file that will be written meanwhile.
 
     Raises:
@@ -63,6 +68,8 @@ def read_rows(inputs: list[str], column: str | None = None, output: str | None =
 
 
 def _blocks(inputs, column, output):
+    if isinstance(inputs, str):
+        return _files(inputs, output, column).blocks()
     if inputs == ["-"]:
         if sys.stdin is None:
             raise UserError("standard input is closed: give it names, or name a file")

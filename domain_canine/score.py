@@ -47,7 +47,7 @@ def command(arguments) -> int:
     # SIGTERM ends it as Ctrl-C does: the table is closed.
     with StopRequest(), table, with_progress(rows) as rows:
         for block in rows:
-            found = iter(score_names(model, [name for name in block.names if name], arguments.orders, arguments.seed))
+            found = iter(score_names(model, block.valid, arguments.orders, arguments.seed))
             scores = [next(found) if name else None for name in block.names]
             columns = {
                 "input": block.texts,

@@ -304,7 +304,7 @@ def test_overwrite_replaces_an_export_and_nothing_else(models, exported, tmp_pat
         (["masked", "--pooling", "cls"], "--pooling is for --task embed"),
         (["masked", "--normalize"], "--normalize is for --task embed"),
         (["masked", "--names", "a.txt"], "--names is for --int8"),
-        (["masked", "--int8", "--names", "nofile.txt"], "--names 'nofile.txt' is no file"),
+        (["masked", "--int8", "--names", "nofile.txt"], "there is no file or folder 'nofile.txt'"),
         (["masked", "--int8", "--names", "empty.txt"], "--names 'empty.txt' holds no valid domain name"),
     ],
 )

@@ -191,7 +191,7 @@ def test_a_model_without_a_run_has_a_page_too(model, tmp_path):
          "are damaged"),
         (lambda run: (run / "report.html").write_text("mine"), [], "exists; add --overwrite"),
         (lambda run: None, ["--output", "{run}/no/page.html"], "cannot be written: No such file"),
-        (lambda run: None, ["--names", "{run}/none.txt"], "--names: there is no file or folder"),
+        (lambda run: None, ["--names", "{run}/none.txt"], "there is no file or folder"),
         (lambda run: (run / "none.txt").write_text("nodot\n"), ["--names", "{run}/none.txt"], "no valid domain name"),
         (lambda run: None, ["--num_samples", "0"], "--num_samples must be at least 1"),
     ],

@@ -217,7 +217,7 @@ def test_an_empty_file_gives_an_empty_table(folder, tmp_path):
         (["complete", "MODEL", "a?.com", "--temperature", "0"], "--temperature must be 0.001 or more"),
         (["complete", "MODEL", "a?.com", "--temperature", "inf"], "--temperature must be 0.001 or more, not inf"),
         (["complete", "MODEL", "a?.com", "--seed", str(2**64)], "--seed must be from 0 on"),
-        (["complete", "MODEL", "a?.com", "--exclude", "nofile.txt"], "--exclude 'nofile.txt' is no file"),
+        (["complete", "MODEL", "a?.com", "--exclude", "nofile.txt"], "there is no file or folder 'nofile.txt'"),
         (["complete", "MODEL", "a?.com", "--exclude", "x" * 300], "is no path: File name too long"),
         (["complete", "MODEL", "a?.com", "--exclude", "lines.csv"], "has the columns a, b; name one"),
         (["complete", "MODEL", "a?.com", "--column", "b"], "is a column of --exclude, which is not given"),
