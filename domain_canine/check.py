@@ -63,7 +63,7 @@ def rows(dataset: str, model: str, output_dir: str) -> Iterator[Row]:
         found = _version(name)
         yield Row(name, found or "not installed", "" if found else f"only for {needed_for}: pip install {name}", False)
     yield from _device()
-    yield _disk(Path(output_dir))
+    yield _disk(user_path(output_dir))
     yield _tried("data", "dataset", dataset, lambda: _first_name(dataset))
     yield _tried("model", "model", model, lambda: _model(model))
 

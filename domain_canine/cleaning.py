@@ -50,7 +50,7 @@ class Cleaner:
         if blank := len(valid) - int(valid.sum()) - (self.counts.total() - before):
             self.counts["empty"] += blank
         for line, row in block.malformed:
-            self._add(block.source, line, "malformed_row", row.decode("utf-8", "backslashreplace"))
+            self._add(block.source, line, "malformed_row", row.decode("utf-8", "surrogateescape"))
         names = text.filter(pa.array(valid))
         if block.continued:
             self.counts["inside_quotes"] += block.continued
@@ -66,7 +66,7 @@ class Cleaner:
 
     def _add(self, source, line, reason, text):
         self.counts[reason] += 1
-        shown = text.strip()[:300].encode("utf-8", "backslashreplace").decode("utf-8")
+        shown = text.strip()[:300].encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
         self.rejects.append(Reject(source, line, reason, shown))
 
 

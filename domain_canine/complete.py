@@ -66,9 +66,9 @@ def command(arguments) -> int:
             expand(pattern, length, suffixes)  # a mistake shows before the model is loaded
     except BadPattern as error:
         raise UserError(str(error)) from error
-    if arguments.dataset_column and not arguments.exclude:
+    if arguments.dataset_column and arguments.exclude is None:
         raise UserError(f"--dataset_column {arguments.dataset_column!r} is a column of --exclude, which is not given")
-    exclude = _excluded(arguments) if arguments.exclude else frozenset()
+    exclude = frozenset() if arguments.exclude is None else _excluded(arguments)
     model = load_for_use(arguments.model)
     # SIGTERM ends it as Ctrl-C does: the table is closed.
     with StopRequest(), table:

@@ -22,6 +22,8 @@ ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789-"
 LETTERS, HYPHEN = 26, 36
 # A pattern's forms: one for each length and suffix.
 MOST_FORMS = 10_000
+# Names that are drawn of a pattern at once.
+MOST_DRAWN = 4096
 # Rounds of sampling in which nothing new turns up before it is taken that there is nothing more.
 ROUNDS = 8
 # A beam is not widened beyond: so many of the likeliest names may be left out.
@@ -54,7 +56,7 @@ def expand(pattern: str, length: tuple[int, int], suffixes: Iterable[str] = ()) 
         BadPattern: no name can come of it.
     """
     text = re.sub(r"\*+", "*", pattern.strip().lower().replace("[mask]", "?").removesuffix("."))
-    suffixes = [suffix.strip().lower().strip(".") for suffix in suffixes]
+    suffixes = [_suffix(suffix) for suffix in suffixes]
     if "." not in text:
         wholes = [f"{text}.{suffix}" for suffix in suffixes or ["com"]]
     elif suffixes:
@@ -80,6 +82,13 @@ def expand(pattern: str, length: tuple[int, int], suffixes: Iterable[str] = ()) 
     if not forms:
         raise BadPattern(f"{pattern!r} cannot become a domain name: {min(reasons.values()).replace('_', ' ')}")
     return forms
+
+
+def _suffix(text):
+    try:
+        return normalize_domain(f"x.{text.strip().removeprefix('.')}").removeprefix("x.")
+    except InvalidDomain as error:
+        raise BadPattern(f"{text!r} is no suffix: {error.reason.replace('_', ' ')}") from error
 
 
 def _with_suffix(labels, suffix):
@@ -333,7 +342,7 @@ def complete(
 def _beams(model, forms, order, count, chances, exclude):
     """Names, a set for each pattern, of a beam that is widened while too few are left of it and it has found no end."""
     names, open_ = [set() for _ in forms], range(len(forms))
-    width = max(16, 2 * count)
+    width = min(max(16, 2 * count), MOST_BEAMS)
     while open_:
         flat = [(i, form) for i in open_ for form in forms[i]]
         found = beam_search(model, [form for _, form in flat], order, width, [chances[i] for i, _ in flat])
@@ -343,14 +352,14 @@ def _beams(model, forms, order, count, chances, exclude):
             if len(each) == width < MOST_BEAMS:
                 more.add(i)
         open_ = [i for i in open_ if i in more and len(names[i] - exclude) < count]
-        width *= 4
+        width = min(4 * width, MOST_BEAMS)
     return [each - exclude for each in names]
 
 
 def _samples(model, forms, order, temperature, top_k, count, chances, exclude):
     names, idle = [set() for _ in forms], [0] * len(forms)
     while open_ := [i for i in range(len(forms)) if len(names[i]) < count and idle[i] < ROUNDS]:
-        wanted = [(i, form) for i in open_ for form in _spread(forms[i], count, chances[i])]
+        wanted = [(i, form) for i in open_ for form in _spread(forms[i], min(count, MOST_DRAWN), chances[i])]
         mine = [chances[i] for i, _ in wanted]
         drawn = sample(model, [form for _, form in wanted], order, temperature, top_k, mine)
         before = [len(each) for each in names]

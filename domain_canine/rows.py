@@ -77,12 +77,17 @@ def _blocks(inputs, column, output):
         _refuse_column(column, "standard input")
         pieces = iter(lambda: sys.stdin.buffer.read1(PIPE), b"")
         return text_blocks("-", checked("standard input", pieces), lambda: 0.0)
-    if len(inputs) == 1 and (kind_of(Path(inputs[0])) or os.path.exists(inputs[0]) or "/" in inputs[0]):
+    if len(inputs) == 1 and _is_source(inputs[0]):
         return _files(inputs[0], output, column).blocks()
     if files := [each for each in inputs if os.path.isfile(each)]:
         raise UserError(f"{files[0]!r} is a file: give one file, folder or quoted glob, or names")
     _refuse_column(column, "a name")
     return iter([Block("names", np.arange(1, len(inputs) + 1), lines_of("\n".join(inputs).encode()), 1.0)])
+
+
+def _is_source(text):
+    """Whether it can be no name, and is a path or a glob then."""
+    return bool(kind_of(Path(text))) or os.path.exists(text) or any(character in text for character in "/*?[")
 
 
 def _refuse_column(column, what):
@@ -153,7 +158,7 @@ class Table:
     suffixes = (".csv", ".jsonl", ".parquet")
 
     def __init__(self, path: str | None, schema: pa.Schema, overwrite: bool = False):
-        self.path, self.schema, self.rows = path and user_path(path), schema, 0
+        self.path, self.schema, self.rows = None if path is None else user_path(path), schema, 0
         self._suffix = self.path.suffix if self.path else ".csv"
         if self._suffix not in self.suffixes:
             *all_but_last, last = self.suffixes

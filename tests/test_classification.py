@@ -34,8 +34,10 @@ def test_figures_of_two_classes_by_hand():
     assert recall_at(0.0, scores, labels == 1) == (0.5, pytest.approx(0.8))
     assert recall_at(0.25, scores, labels == 1) == (0.75, pytest.approx(0.6))
     assert found["recall_at_fpr_0.01"] == 0.5
-    # The other class as the one to be found: of four, those below 0.2.
-    assert class_figures(logits, labels, positive=0)["recall_at_fpr_0.01"] == 0.5
+    # Either class as the one to be found: three of four above the best of the others, one of two below them all.
+    labels = np.array([1, 1, 1, 0, 1, 0])
+    for positive, recall in ((1, 3 / 4), (0, 1 / 2)):
+        assert class_figures(logits[:6], labels, positive)["recall_at_fpr_0.01"] == recall
 
 
 def test_near_certain_scores_keep_their_order():
@@ -49,6 +51,12 @@ def test_figures_of_several_classes():
     logits, labels = generator.normal(size=(500, 4)), generator.integers(0, 3, 500)  # the last one does not occur
     found = class_figures(logits, labels)
     assert 0.4 < found["auc"] < 0.6 and "recall_at_fpr_0.01" not in found
+    guessed = logits.argmax(1)
+    of_each = [
+        2 * ((guessed == each) & (labels == each)).sum() / ((guessed == each).sum() + (labels == each).sum())
+        for each in range(4)
+    ]
+    assert found["macro_f1"] == pytest.approx(np.mean(of_each))
     logits[np.arange(500), labels] += 50
     found = class_figures(logits, labels)
     assert found["auc"] == found["accuracy"] == found["macro_f1"] == 1
@@ -117,11 +125,11 @@ def test_margins_are_log_odds():
 
 def test_the_report_counts_each_class():
     logits = np.array([[2, 0], [2, 0], [0, 2], [0, 2], [2, 0]], float)
-    report = class_report(["no", "yes"], 1, logits, np.array([0, 0, 1, 0, 1]))
-    assert report["confusion_matrix"] == [[2, 1], [1, 1]]
-    assert report["classes"]["yes"] == {"precision": 0.5, "recall": 0.5, "f1": 0.5, "names": 2}
+    report = class_report(["no", "yes"], 1, logits, np.array([0, 0, 1, 0, 0]))
+    assert report["confusion_matrix"] == [[3, 1], [0, 1]]
+    assert report["classes"]["yes"] == {"precision": 0.5, "recall": 1, "f1": pytest.approx(2 / 3), "names": 1}
     lines = told_report(["no", "yes"], report)
-    assert any(line.split() == ["no", "2", "1"] for line in lines) and any("0.1%" in line for line in lines)
+    assert any(line.split() == ["no", "3", "1"] for line in lines) and any("0.1%" in line for line in lines)
 
 
 def test_figures_of_numbers():

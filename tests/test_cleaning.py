@@ -74,7 +74,7 @@ def test_what_is_rejected_is_told_with_source_line_and_reason():
                          b"123456789.com", first=7, malformed=[(99, b"x,y,z")]))  # fmt: skip
     assert kept.to_pylist() == ["a.com", "muenchen.de"]
     assert [tuple(reject) for reject in cleaner.rejects] == [
-        ("a.txt", 10, "bad_character", "a b.com"), ("a.txt", 11, "undecodable", "b\\udcff.com"),
+        ("a.txt", 10, "bad_character", "a b.com"), ("a.txt", 11, "undecodable", "b\\xff.com"),
         ("a.txt", 13, "over_max_length", "münchen.de"), ("a.txt", 14, "over_max_length", "123456789.com"),
         ("a.txt", 99, "malformed_row", "x,y,z"),
     ]  # fmt: skip

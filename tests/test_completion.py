@@ -6,7 +6,7 @@ import random
 import pytest
 import torch
 
-from domain_canine import normalize_domain, scoring_domain_canine
+from domain_canine import completion_domain_canine, normalize_domain, scoring_domain_canine
 from domain_canine.completion_domain_canine import ALPHABET, BadPattern, beam_search, complete, expand, sample
 from domain_canine.scoring_domain_canine import encode, score_names
 
@@ -30,6 +30,7 @@ from domain_canine.scoring_domain_canine import encode, score_names
         ("*-x.com", (2, 3), [], ["?-x.com"]),
         ("a******b.com", (2, 4), [], ["ab.com", "a?b.com", "a??b.com"]),
         ("py?.com.", (4, 12), [], ["py?.com"]),
+        ("b?", (4, 12), ["РФ", ".COM "], ["b?.xn--p1ai", "b?.com"]),
     ],
 )
 def test_the_forms_of_a_pattern(pattern, length, suffixes, forms):
@@ -49,7 +50,10 @@ def test_the_forms_of_a_pattern(pattern, length, suffixes, forms):
         ("*a*b*c*.com", [], "more than 10,000 forms"),
         ("*a*b*c*d*e*f*g*.com", [], "more than 10,000 forms"),
         ("bü?.de", [], "is not ASCII: write its Unicode labels in their xn-- form"),
-        ("b?", ["münchen"], "is not ASCII"),
+        ("b?", ["c m"], "'c m' is no suffix: bad character"),
+        ("b?", ["*"], "is no suffix: bad character"),
+        ("b?", ["123"], "is no suffix: "),
+        ("b?", ["com", ""], "'' is no suffix"),
         ("", [], "cannot become"),
     ],
 )
@@ -166,6 +170,14 @@ def test_sampling_goes_on_until_there_are_enough_and_stops_where_there_are_no_mo
     again = complete(model, ["*"], count=20, search="sample", seed=3)
     assert again == complete(model, ["*"], count=20, search="sample", seed=3)
     assert again != complete(model, ["*"], count=20, search="sample", seed=4)
+
+
+@pytest.mark.parametrize("search", ["beam", "sample"])
+def test_more_names_than_there_can_be_take_no_memory(model, monkeypatch, search):
+    for limit in ("MOST_BEAMS", "MOST_DRAWN"):
+        monkeypatch.setattr(completion_domain_canine, limit, 20)
+    [found] = complete(model, ["ab?.com"], count=10**11, search=search, order="random", temperature=10)
+    assert 20 <= len(found) <= 36
 
 
 @pytest.mark.parametrize("search", ["beam", "sample"])

@@ -111,13 +111,15 @@ def test_classes_are_in_order_and_weighted(tmp_path):
     assert class_weights(ClassifyDataArguments(train_file="x", class_weights="9=5"), data).tolist() == [5, 1]
 
 
-def test_batches_hold_each_name_once_with_its_label(file):
-    data = load(file)
-    expected = pairs(data.train)
-    seen = {}
-    for rank in range(2):
-        batches = LabelledBatches(data.train, 7, np.array([3.0, 1.0]), rank=rank, ranks=2, micro_steps=2)
-        for step in range(batches.plan.steps * 2):
+@pytest.mark.parametrize("evaluation", [False, True])
+def test_batches_hold_each_name_once_with_its_label(file, evaluation):
+    data = load(file, validation_split=0.09)
+    side = data.validation if evaluation else data.train
+    expected, seen, empty = pairs(side), {}, 0
+    how = {"evaluation": True} if evaluation else {"micro_steps": 2}
+    for rank in range(4):
+        batches = LabelledBatches(side, 5, np.array([3.0, 1.0]), rank=rank, ranks=4, **how)
+        for step in range(batches.plan.steps * batches.plan.micro_steps):
             batch = batches[0, step]
             for ids, real, label, weight in zip(*(batch[name] for name in (
                 "input_ids", "attention_mask", "labels", "loss_weights"
@@ -125,10 +127,22 @@ def test_batches_hold_each_name_once_with_its_label(file):
                 name = "".join(map(chr, ids[1 : int(real.sum()) - 1]))
                 if not name:
                     assert weight == 0 and label == -100
+                    empty += 1
                     continue
                 assert name not in seen and weight == (1 if label else 3)
                 seen[name] = int(label)
-    assert seen == expected
+    assert seen == expected and bool(empty) == evaluation, (len(expected), empty)
+
+
+def test_the_order_of_the_rows_does_not_matter(tmp_path):
+    rows = [f"{name},{i % 2}" for i, name in enumerate(sample_names(99))]
+    one, other = (
+        load(write(tmp_path / f"{order}.csv", HEAD + "\n".join(rows[::order]) + "\n")).train for order in (1, -1)
+    )
+    assert one.names.to_pylist() == other.names.to_pylist() and one.labels.tolist() == other.labels.tolist()
+    assert one.names.to_pylist() != [
+        row.split(",")[0] for row in rows if row.split(",")[0] in set(one.names.to_pylist())
+    ]
 
 
 def test_a_quote_that_is_not_closed_is_told(tmp_path):

@@ -196,6 +196,9 @@ def test_an_empty_file_gives_an_empty_table(folder, tmp_path):
     ("words", "told"),
     [
         (["score", "MODEL", "nofile.txt"], "there is no file or folder 'nofile.txt'"),
+        (["score", "MODEL", "*.none"], "no file matches '..none'"),
+        (["score", "MODEL", "a.com", "--output", ""], "--output '': give it the suffix"),
+        (["complete", "MODEL", "a?.com", "--exclude", ""], "the name of the data is empty"),
         (["score", "MODEL", "lines.csv", "--column", "nope"], "has no column 'nope'; it has a, b"),
         (["score", "MODEL", "lines.csv"], "has the columns a, b; name one with --dataset_column"),
         (["score", "MODEL", "a.com", "--output", "x.txt"], "give it the suffix .csv, .jsonl or .parquet"),
