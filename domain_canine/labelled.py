@@ -84,6 +84,11 @@ def load_labelled(data) -> LabelledNames:
     for side, what in ((train, "train on"), (validation, "validate on")):
         if not len(side.labels):
             raise UserError(f"{data.train_file!r} leaves no name to {what}: give more names, or another split")
+    if classes is not None and len(there := np.unique(train.labels)) == 1:
+        raise UserError(
+            f"{data.train_file!r}: every name to train on has the label {classes[there[0]]!r}; was it split by "
+            "the same hash before? Give another --split_seed, or a --validation_file"
+        )
     order = np.argsort(hashing.key(data.split_seed, _ORDER, hash_array(train.names)), kind="stable")
     train = Labelled(train.names.take(pa.array(order)), train.labels[order])
     facts = {"kind": "local", "counts": dict(counts), "train": len(order), "validation": len(validation.labels)}

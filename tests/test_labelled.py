@@ -77,10 +77,10 @@ def test_content_tells_names_labels_and_sides_apart(tmp_path, file):
 
 
 def test_training_names_of_the_validation_file_are_left_out(tmp_path):
-    train = write(tmp_path / "train.csv", HEAD + "a.com,x\nb.com,y\nc.com,x\n")
+    train = write(tmp_path / "train.csv", HEAD + "a.com,x\nb.com,y\nc.com,x\ne.com,y\n")
     dev = write(tmp_path / "dev.csv", HEAD + "B.com,x\nd.com,y\nd.com,y\nno name,x\n")
     data = load(train, validation_file=str(dev))
-    assert pairs(data.train, data.classes) == {"a.com": "x", "c.com": "x"}
+    assert pairs(data.train, data.classes) == {"a.com": "x", "c.com": "x", "e.com": "y"}
     assert pairs(data.validation, data.classes) == {"b.com": "x", "d.com": "y"}
     assert "in validation 1" in dict(data.told)["rows"]
     assert ("", "4 rows read; left out: bad character 1, duplicates 1") in data.told
@@ -198,6 +198,17 @@ def test_numbers_are_labels_as_they_are(tmp_path):
 def test_what_will_not_do_is_one_message(tmp_path, text, options, told):
     with pytest.raises(UserError, match=told):
         load(write(tmp_path / "names.csv", text), **options)
+
+
+def test_classes_that_an_earlier_split_has_parted_are_told(tmp_path, file):
+    """The names that pretraining held out, against others, are all held out once more."""
+    data = load(file)
+    rows = [f"{name},old" for name in data.validation.names.to_pylist()]
+    rows += [f"{name},new" for name in data.train.names.to_pylist()]
+    parted = write(tmp_path / "parted.csv", HEAD + "\n".join(rows) + "\n")
+    with pytest.raises(UserError, match="every name to train on has the label 'new'.*--split_seed"):
+        load(parted)
+    assert set(load(parted, split_seed=1).train.labels) == {0, 1}
 
 
 def test_other_mistakes(tmp_path, file):
