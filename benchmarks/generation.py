@@ -4,7 +4,9 @@
 
 For each of ``--count`` held-out names a new one of the same length and suffix is drawn from nothing, so that neither
 tells them apart, and one with half of the characters hidden and drawn anew. A classifier (logistic regression on the
-TF-IDF of 1 to 4 characters, five folds) is asked which names are real: an accuracy of 50% is guessing.
+TF-IDF of 1 to 4 characters, five folds) is asked which names are real: an accuracy of 50% is guessing. ``--write``
+makes files for ``run_classify_domains.py``, a stronger one. A real name and its counterpart are never on both sides:
+with half of their characters in common a classifier would learn which is not real by heart.
 """
 
 import argparse
@@ -78,7 +80,7 @@ def main() -> int:
     parser.add_argument("--validation_split", type=float, default=0.1, help="as in training (default: %(default)s)")
     parser.add_argument("--count", type=int, default=1000, help="names of each kind (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--write", type=Path, help="folder for the names, real and made, as csv with labels")
+    parser.add_argument("--write", type=Path, help="folder for csv files of names, real and made")
     parser.add_argument("--json", action="store_true", help="one JSON object, last on stdout")
     arguments = parser.parse_args()
     corpus = load_corpus(arguments.dataset, Settings(arguments.validation_split), quiet=True)
@@ -95,9 +97,11 @@ def main() -> int:
                 print(f"{name}: " + ", ".join(f"{each} {value:.1%}" for each, value in told.items()), file=sys.stderr)
                 if arguments.write:
                     arguments.write.mkdir(parents=True, exist_ok=True)
-                    rows = [f"{each},real" for each in real] + [f"{each},made" for each in made]
-                    file = arguments.write / f"{Path(path).name}-{kind.replace(' ', '_')}-{order}.csv"
-                    file.write_text("domain,label\n" + "\n".join(rows) + "\n")
+                    rows = [f"{one},real\n{other},made\n" for one, other in zip(real, made)]
+                    train = round(0.8 * len(rows))
+                    for side, part in (("train", rows[:train]), ("validation", rows[train:])):
+                        file = arguments.write / f"{Path(path).name}-{kind.replace(' ', '_')}-{order}-{side}.csv"
+                        file.write_text("domain,label\n" + "".join(part))
     if arguments.json:
         print(json.dumps(found))
     return 0
