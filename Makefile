@@ -23,9 +23,9 @@ quickstart: install
 	  --epochs 2 --batch_size 128 --learning_rate 2e-3 --warmup_steps 20
 	$(BIN)/python -m domain_canine fill runs/quickstart 'free?hop.com' 'exam[MASK]le.net' 'c??sulting.de'
 
-# Two at a time, a thread each: in one process the suite leaves every core but one idle.
+# Two at a time: in one process the suite leaves every core but one idle.
 test: install lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: install
 	$(BIN)/ruff check .

@@ -88,7 +88,7 @@ def summary(found: list[dict[str, float]]) -> dict[str, list[float]]:
     }
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--model", help="a pretrained model; its side is left out without")
     parser.add_argument("--size", help="of the same model from random weights; its side is left out without")
@@ -97,7 +97,7 @@ def main() -> int:
     parser.add_argument("--corpus", help="names to be cleaned into --cleaned")
     parser.add_argument("--cleaned", type=Path, help="write the cleaned corpus here, and do nothing else")
     parser.add_argument("--json", action="store_true", help="one JSON object, last on stdout")
-    arguments, flags = parser.parse_known_args()
+    arguments, flags = parser.parse_known_args(arguments)
     kinds = (ClassifierArguments, ClassifyDataArguments, ClassifyTrainingArguments)
     data_arguments = Parser(kinds).parse(flags)[1]
     data = load_labelled(data_arguments)

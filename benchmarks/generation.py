@@ -73,7 +73,7 @@ def figures(model, real: list[str], known: set[str], order: str, share: float, s
     return told | told_apart(real, made), made
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("models", nargs="+", help="trained models")
     parser.add_argument("--dataset", required=True, help="the names that they were trained on, and held-out ones")
@@ -82,7 +82,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--write", type=Path, help="folder for csv files of names, real and made")
     parser.add_argument("--json", action="store_true", help="one JSON object, last on stdout")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(arguments)
     corpus = load_corpus(arguments.dataset, Settings(arguments.validation_split), quiet=True)
     real = corpus.validation.table.names(np.arange(min(arguments.count, len(corpus.validation.lengths))))
     known = set(corpus.train.table.names(np.arange(len(corpus.train.lengths))))

@@ -101,7 +101,7 @@ def memory(model: str, rows: int, folder: Path) -> dict[str, float]:
     return {"rows": rows, "peak_mb": peak / 1e6, "seconds": seconds, "rows_per_s": rows / seconds}
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("models", nargs="+", help="trained models")
     parser.add_argument("--dataset", help="the names that they were trained on, and held-out ones")
@@ -110,7 +110,7 @@ def main() -> int:
     parser.add_argument("--memory", type=int, nargs="+", metavar="ROWS", help="run the command on so many rows")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true", help="one JSON object, last on stdout")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(arguments)
     found = {}
     for path in arguments.models:
         if arguments.memory:

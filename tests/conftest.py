@@ -8,6 +8,8 @@ import socket
 # Before any Hugging Face library is imported: a test that would download fails at once instead.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Before torch is: beside other work two threads wait for each other, and a test of 40 s took 9 minutes.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from pathlib import Path
 
