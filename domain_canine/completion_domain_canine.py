@@ -263,32 +263,17 @@ def beam_search(model, forms: list[str], order: str, beams: int, chances: list[r
             gains, letters = gains.topk(min(beams, len(ALPHABET)))  # (F W, b)
             branches = gains.shape[1]
             reached = (totals[..., None] + gains.view(len(group), width, branches)).flatten(1)  # (F, W b)
-            # As many again: two ways to one name count once, and other names take the place.
-            reached, which = reached.topk(min(2 * beams, reached.shape[1]))  # (F, w)
+            # There is one way to a name: what is revealed next goes by the state alone.
+            totals, which = reached.topk(min(beams, reached.shape[1]))
             parents = which // branches + torch.arange(len(group), device=at.device)[:, None] * width
+            width = totals.shape[1]
             chosen = letters.view(len(group), -1).gather(1, which).flatten()
             states.take(parents.flatten())
             states.reveal(at[parents.flatten()], chosen)
-            reached = _without_twins(states.ids, reached)
-            width = min(beams, reached.shape[1])
-            totals, best = reached.topk(width)
-            states.take((best + torch.arange(len(group), device=at.device)[:, None] * reached.shape[1]).flatten())
         names = iter(states.names())
         for index, row in zip(group, totals.tolist()):
             found[index] = [name for name, total in zip(names, row) if total > -torch.inf]
     return found
-
-
-def _without_twins(ids, reached):
-    """Totals (F, w), -inf for states that are a better one's twin."""
-    ids, kept = ids.view(*reached.shape, -1).tolist(), reached.tolist()
-    for rows, row in zip(ids, kept):
-        seen = set()
-        for index, name in enumerate(map(tuple, rows)):
-            if name in seen:
-                row[index] = float("-inf")
-            seen.add(name)
-    return reached.new_tensor(kept)
 
 
 def complete(
