@@ -30,7 +30,7 @@ from domain_canine.pretrained import load_for_use
 from domain_canine.sample import sample_names
 from domain_canine.scoring_domain_canine import score_names
 
-ORDERS = (1, 4, 16)
+ORDERS = (0, 1, 4, 16)
 
 
 def shuffled(name: str, chance: random.Random) -> str:
