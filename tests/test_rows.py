@@ -148,7 +148,7 @@ def test_a_full_disk_is_one_message(folder, word):
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     with open("/dev/full", "wb") as full:
         done = subprocess.run(
-            [sys.executable, "-m", "domain_canine", word, str(folder), "a?.com"], cwd=ROOT, env=environment, stdout=full,
+            [sys.executable, "-m", "domain_canine", word, str(folder), "a.com" if word == "score" else "a?.com"], cwd=ROOT, env=environment, stdout=full,
             stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "space" in done.stderr, done.stderr
