@@ -272,7 +272,7 @@ def beam_search(model, forms: list[str], order: str, beams: int, chances: list[r
             states.reveal(at[parents.flatten()], chosen)
         names = iter(states.names())
         for index, row in zip(group, totals.tolist()):
-            found[index] = [name for name, total in zip(names, row) if total > -torch.inf]
+            found[index] = [name for total, name in zip(row, names) if total > -torch.inf]
     return found
 
 

@@ -2,6 +2,7 @@
 
 import itertools
 import random
+import re
 
 import pytest
 import torch
@@ -185,11 +186,14 @@ def test_more_names_than_there_can_be_take_no_memory(model, monkeypatch, search)
 @pytest.mark.parametrize("search", ["beam", "sample"])
 @pytest.mark.parametrize("order", ["confidence", "random"])
 def test_patterns_of_many_kinds_at_once_are_the_same_as_one_by_one(model, monkeypatch, search, order):
-    patterns = ["py??.com", "a*.net", "shop?.de", "b*x.org", "*"]
+    # Three of them are alike: of one length, and with as many unknown characters.
+    patterns = ["py??.com", "qu??.org", "a*.net", "?ab?.net", "shop?.de", "b*x.org", "*"]
     how = {"count": 3, "length": (3, 6), "search": search, "order": order, "exclude": ["pyaa.com"]}
     together = complete(model, patterns, **how)
     monkeypatch.setattr(scoring_domain_canine, "SLOTS_ON_CPU", 200)
     for pattern, found in zip(patterns, together):
         [single] = complete(model, [pattern], **how)
         assert [each.name for each in single] == [each.name for each in found]
-        assert found[0].pattern == pattern
+        assert len(found) == 3 and found[0].pattern == pattern
+        likes = pattern.replace(".", r"\.").replace("?", ".").replace("*", ".*")
+        assert all(re.match(likes, each.name) for each in found)
