@@ -3,12 +3,14 @@
     python -m benchmarks.end_to_end --names names.txt.gz --json
     python -m benchmarks.end_to_end --size small --batch 512 --accumulation 1 --steps 20
 
-The command runs once to prepare the names, and then twice, with a few and with more steps: what lies between is neither
-start nor end. The bare step is that of ``benchmarks.train_step`` with the same names a micro-step, micro-steps a step
-and precision. On CUDA the share of the time that the first GPU is busy is told too, as nvidia-smi samples it.
+The command runs twice: once to prepare the names, and then for the time between its log entries, but for the first,
+so that neither start nor end counts. The bare step is that of ``benchmarks.train_step`` with the very batches that the
+command was timed with. A window of 64 steps has short and long names in their proportion, fewer steps may not. On CUDA
+the share of the time that the first GPU is busy is told too, as nvidia-smi samples it.
 """
 
 import argparse
+import json
 import shutil
 import statistics
 import subprocess
@@ -21,14 +23,19 @@ import torch
 
 from benchmarks.data_path import tell
 from benchmarks.launched import Launched
-from benchmarks.train_step import BATCHES, load_names, make_batches, name_of, on, our_side
+from benchmarks.train_step import load_names, name_of, on, our_side
+from domain_canine.batches import NameBatches
 from domain_canine.configuration_domain_canine import DomainCanineConfig
+from domain_canine.corpus import load_corpus
 from domain_canine.errors import UserError, run
+from domain_canine.masking import DataCollatorForCodePointMasking
+from domain_canine.prepare import Settings
 from domain_canine.pretrained import SIZES
 
 CORPUS = 255_000_000  # names of the published data, of which 90% are an epoch
-BEFORE = {"cpu": 3, "cuda": 100}  # steps that are not timed
-STEPS = {"cpu": 10, "cuda": 500}
+EVERY = {"cpu": 4, "cuda": 64}  # steps of a log entry; those of the first are not timed
+STEPS = {"cpu": 64, "cuda": 512}
+ROUNDS = {"cpu": 1, "cuda": 3}  # of the bare step
 # Flags that would change what is counted here, and those that the bare step takes over.
 REFUSED = ("--batch_size", "--per_device_train_batch_size", "--gradient_accumulation_steps", "--slots_per_batch")
 SAMPLES = ["nvidia-smi", "-i", "0", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", "-lms", "200"]
@@ -58,46 +65,55 @@ class Busy:
         return statistics.median(busy for at, busy in self.samples if end - seconds < at < end) / 100
 
 
-def launch(names: Path, folder: Path, steps: int, parsed) -> float:
-    """Seconds that the command takes for so many steps."""
+def launch(names: Path, folder: Path, steps: int, every: int, parsed) -> list[float]:
+    """Names a second of each of the command's log entries, of so many steps."""
+    run = folder / f"run-{steps}"
     arguments = [
-        "--model_size", parsed.size, "--dataset", names, "--output_dir", folder / f"run-{steps}", "--max_steps", steps,
+        "--model_size", parsed.size, "--dataset", names, "--output_dir", run, "--max_steps", steps,
         "--batch_size", parsed.batch, "--gradient_accumulation_steps", parsed.accumulation, "--eval_strategy", "no",
-        "--save_strategy", "no", "--warmup_steps", "1", *parsed.flags,
+        "--save_strategy", "no", "--warmup_steps", "1", "--logging_steps", every, *parsed.flags,
     ]  # fmt: skip
-    folder.mkdir(exist_ok=True)
     with Launched(arguments, folder / "said.txt", "cpu" if parsed.device == "cpu" else "single_gpu") as launched:
         launched.wait()
-        return launched.seconds()
+    entries = json.loads((run / "trainer_state.json").read_text())["log_history"]
+    return [entry["names_per_second"] for entry in entries if "names_per_second" in entry]
 
 
-def bare(names: list[str], parsed) -> float:
-    """Names a second of the bare step, micro-steps accumulated."""
+def bare(names: Path, steps: range, parsed) -> float:
+    """Names a second of the bare step, over these steps of the command."""
     compiled = "--torch_compile" in parsed.flags
-    fixed = compiled or "--fixed_shapes" in parsed.flags
-    batches = on(parsed.device, make_batches(names, parsed.batch, BATCHES[parsed.device], fixed)[0])
+    corpus = load_corpus(str(names), Settings(), quiet=True).train
+    made = NameBatches(
+        corpus.table, corpus.lengths, DataCollatorForCodePointMasking(), parsed.batch,
+        micro_steps=parsed.accumulation, fixed_shapes=compiled or "--fixed_shapes" in parsed.flags,
+    )  # fmt: skip
+    micro_steps = range(steps.start * parsed.accumulation, steps.stop * parsed.accumulation)
+    epoch = made.plan.steps * parsed.accumulation
+    batches = on(parsed.device, [made[divmod(step, epoch)] for step in micro_steps])
     side = our_side(DomainCanineConfig(**SIZES[parsed.size]), parsed.device, compiled)
-    side.names_per_s(batches, parsed.accumulation)
-    return statistics.median(side.names_per_s(batches, parsed.accumulation) for _ in range(3))
+    side.names_per_s(batches[: 2 * parsed.accumulation], parsed.accumulation)
+    rounds = range(ROUNDS[parsed.device])
+    return statistics.median(side.names_per_s(batches, parsed.accumulation) for _ in rounds)
 
 
 def measure(names: list[str], parsed) -> dict:
-    before, steps = BEFORE[parsed.device], parsed.steps or STEPS[parsed.device]
+    every = EVERY[parsed.device]
+    entries = -(-(parsed.steps or STEPS[parsed.device]) // every)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "names.txt"
         file.write_text("\n".join(names) + "\n")
-        launch(file, Path(folder) / "first", 1, parsed)  # prepares the names, into the cache
-        short = launch(file, Path(folder), before, parsed)
+        launch(file, Path(folder), 1, 1, parsed)  # prepares the names, into the cache
         with Busy() as busy:
-            long = launch(file, Path(folder), before + steps, parsed)
-    rate = steps * parsed.batch * parsed.accumulation / (long - short)
-    step = bare(names, parsed)
+            rate = statistics.harmonic_mean(launch(file, Path(folder), every * (1 + entries), every, parsed)[1:])
+        step = bare(file, range(every, every * (1 + entries)), parsed)
     found = {
         "size": parsed.size, "device": name_of(parsed.device), "batch": parsed.batch,
         "accumulation": parsed.accumulation, "names_per_s": round(rate, 2), "step_names_per_s": round(step, 2),
         "share_lost": round(1 - rate / step, 4), "epoch_hours": round(0.9 * CORPUS / rate / 3600, 2),
     }  # fmt: skip
-    return found | ({"gpu_busy": busy.share(long - short)} if parsed.device == "cuda" and busy.samples else {})
+    if parsed.device == "cuda" and busy.samples:
+        found["gpu_busy"] = busy.share(every * entries * parsed.batch * parsed.accumulation / rate)
+    return found
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -110,7 +126,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--names", type=Path, help="a text file of names, plain or compressed; default: the sample")
     parser.add_argument("--batch", type=int, default=256, help="names a micro-step (default: %(default)s)")
     parser.add_argument("--accumulation", type=int, default=2, help="micro-steps a step (default: %(default)s)")
-    parser.add_argument("--steps", type=int, help="steps that are timed; 10 on a CPU, 500 on CUDA")
+    parser.add_argument("--steps", type=int, help="steps that are timed, rounded up to whole log entries of "
+                        "4 on a CPU, 64 on CUDA (default: 64, 512)")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="one JSON object as well, last on stdout")
     parsed, parsed.flags = parser.parse_known_args(arguments)
     for name in set(REFUSED) & {flag.partition("=")[0] for flag in parsed.flags}:

@@ -134,12 +134,12 @@ def test_the_benchmark_writes_a_trace(capsys, monkeypatch, tmp_path):
     assert json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
 
 
-def test_end_to_end_runs_the_launch_command(capsys, monkeypatch):
-    monkeypatch.setattr(end_to_end, "BEFORE", {"cpu": 1})
-    arguments = ["--size", "tiny", "--device", "cpu", "--batch", "16", "--accumulation", "2", "--steps", "30"]
+def test_end_to_end_runs_the_launch_command(capsys):
+    arguments = ["--size", "tiny", "--device", "cpu", "--batch", "16", "--accumulation", "2", "--steps", "5"]
     assert end_to_end.main([*arguments, "--json", "--learning_rate", "1e-3"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["names_per_s"] > 0 and found["step_names_per_s"] > 0 and found["epoch_hours"] > 0
+    assert found["share_lost"] == pytest.approx(1 - found["names_per_s"] / found["step_names_per_s"], abs=0.01)
     with pytest.raises(UserError, match="the run failed with status 1:(?s:.*)unknown flag --lerning_rate"):
         end_to_end.main([*arguments, "--lerning_rate", "1"])
     with pytest.raises(UserError, match="--slots_per_batch is not for this benchmark"):
