@@ -7,6 +7,8 @@ tells them apart, and one with half of the characters hidden and drawn anew. A c
 TF-IDF of 1 to 4 characters, five folds) is asked which names are real: an accuracy of 50% is guessing. ``--write``
 makes files for ``run_classify_domains.py``, a stronger one. A real name and its counterpart are never on both sides:
 with half of their characters in common a classifier would learn which is not real by heart.
+
+``--patterns`` of the half-hidden names are completed by the beam, too: do completions fit, and is the name among them?
 """
 
 import argparse
@@ -18,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.classification import tfidf_model
-from domain_canine.completion_domain_canine import sample
+from domain_canine.completion_domain_canine import complete, sample
 from domain_canine.corpus import load_corpus
 from domain_canine.errors import run
 from domain_canine.normalization_domain_canine import is_domain
@@ -26,6 +28,7 @@ from domain_canine.prepare import Settings
 from domain_canine.pretrained import load_for_use
 
 SHARES = {"from nothing": 1.0, "half hidden": 0.5}
+COMPLETIONS = 3  # of a pattern
 
 
 def hidden(name: str, share: float, chance: random.Random) -> str:
@@ -73,12 +76,25 @@ def figures(model, real: list[str], known: set[str], order: str, share: float, s
     return told | told_apart(real, made), made
 
 
+def completions(model, real: list[str], seed: int) -> dict[str, float]:
+    """Of names with half of their characters hidden: completions, the share that is valid, and names found again."""
+    chance = random.Random(seed)
+    forms = [hidden(name, SHARES["half hidden"], chance) for name in real]
+    found = [[each.name for each in names] for names in complete(model, forms, COMPLETIONS)]
+    return {
+        "completions": sum(map(len, found)),
+        "valid": float(np.mean([fits(name, form) for form, names in zip(forms, found) for name in names])),
+        "found_again": float(np.mean([name in names for name, names in zip(real, found)])),
+    }
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("models", nargs="+", help="trained models")
     parser.add_argument("--dataset", required=True, help="the names that they were trained on, and held-out ones")
     parser.add_argument("--validation_split", type=float, default=0.1, help="as in training (default: %(default)s)")
     parser.add_argument("--count", type=int, default=1000, help="names of each kind (default: %(default)s)")
+    parser.add_argument("--patterns", type=int, default=1000, help="names to find again (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--write", type=Path, help="folder for csv files of names, real and made")
     parser.add_argument("--json", action="store_true", help="one JSON object, last on stdout")
@@ -102,6 +118,9 @@ def main(arguments: list[str] | None = None) -> int:
                     for side, part in (("train", rows[:train]), ("validation", rows[train:])):
                         file = arguments.write / f"{Path(path).name}-{kind.replace(' ', '_')}-{order}-{side}.csv"
                         file.write_text("domain,label\n" + "".join(part))
+        name = f"{path} ({model.config.objective}), completed"
+        found[name] = completions(model, real[: arguments.patterns], arguments.seed)
+        print(f"{name}: {found[name]}", file=sys.stderr)
     if arguments.json:
         print(json.dumps(found))
     return 0

@@ -53,7 +53,9 @@ def test_memory_of_the_command(short_run, capsys):
 
 def test_names_that_are_made(short_run, corpus, capsys, tmp_path):
     found = told(capsys, generation.main, short_run, *corpus, "--count", "20", "--write", tmp_path, "--json")
-    assert len(found) == 4
+    assert len(found) == 5
+    completed = found.pop(next(name for name in found if name.endswith("completed")))
+    assert completed["completions"] == 60 and completed["valid"] == 1 and 0 <= completed["found_again"] <= 1
     for each in found.values():
         assert each["valid"] == 1 and 0 < each["different"] <= 1 and 0 <= each["known"] <= 1 and 0 <= each["auc"] <= 1
     train, validation = (
