@@ -14,7 +14,7 @@ from .paths import user_path
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str):
-        raise UserError(f"{message}\n  {self.prog} --help shows the usage")
+        raise UserError(f"{message}\n  {self.prog} --help shows the usage; what begins with a hyphen goes behind --")
 
 
 def build_parser() -> argparse.ArgumentParser:

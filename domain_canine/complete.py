@@ -1,13 +1,11 @@
 """``python -m domain_canine complete``: names for patterns, and new ones from nothing."""
 
-import math
 import re
 import sys
+from collections import Counter
 
 from .arguments import seed
 from .errors import UserError
-
-LEAST_TEMPERATURE = 0.001  # below it the likeliest character is drawn anyway, and numbers overflow
 
 
 def add_parser(commands) -> None:
@@ -21,9 +19,13 @@ def add_parser(commands) -> None:
     )  # fmt: skip
     parser.add_argument("--count", type=int, default=10, help="names for each pattern (default: %(default)s)")
     parser.add_argument(
-        "--length", default="4-12", help="characters of a label that * stands in, MIN-MAX (default: %(default)s)"
+        "--length",
+        default="4-12",
+        help="characters of a label that * stands in, MIN-MAX; ? are as many as they are (default: %(default)s)",
     )
-    parser.add_argument("--suffixes", default="", help="allowed suffixes, as com,net,co.uk (default: com for '*')")
+    parser.add_argument(
+        "--suffixes", default="", help="allowed suffixes, as com,net,co.uk (default: com for a pattern without a dot)"
+    )
     parser.add_argument(
         "--search", choices=["beam", "sample"], default="beam",
         help="the likeliest names, or names drawn at random (default: %(default)s)",
@@ -45,27 +47,25 @@ def add_parser(commands) -> None:
 def command(arguments) -> int:
     import pyarrow as pa
 
-    from .completion_domain_canine import BadPattern, complete, expand
+    from .completion_domain_canine import BadPattern, check_options, complete, expand
     from .pretrained import load_for_use
     from .rows import Table
     from .stopping import StopRequest
 
-    length, suffixes = _length(arguments.length), [each for each in arguments.suffixes.split(",") if each.strip()]
-    for flag, least in (("count", 1), ("top_k", 1)):
-        value = getattr(arguments, flag)
-        if value is not None and value < least:
-            raise UserError(f"--{flag} must be at least {least}, not {value}")
-    if not LEAST_TEMPERATURE <= arguments.temperature < math.inf:
-        raise UserError(f"--temperature must be {LEAST_TEMPERATURE} or more, not {arguments.temperature:g}")
+    length, suffixes = _length(arguments.length), arguments.suffixes
+    how = arguments.search, arguments.order, arguments.temperature, arguments.top_k
+    try:  # a mistake shows before the model is loaded
+        check_options(arguments.count, length, *how)
+        for pattern in arguments.patterns:
+            expand(pattern, length, suffixes)
+    except BadPattern as error:
+        raise UserError(str(error)) from error
+    except ValueError as error:
+        raise UserError(f"--{error}") from error
     seed(arguments, "seed")
     fields = [("pattern", pa.string()), ("name", pa.string()), ("log_probability", pa.float64()),
               ("bits_per_character", pa.float64())]  # fmt: skip
     table = Table(arguments.output, pa.schema(fields), arguments.overwrite)
-    try:
-        for pattern in arguments.patterns:
-            expand(pattern, length, suffixes)  # a mistake shows before the model is loaded
-    except BadPattern as error:
-        raise UserError(str(error)) from error
     if arguments.dataset_column and arguments.exclude is None:
         raise UserError(f"--dataset_column {arguments.dataset_column!r} is a column of --exclude, which is not given")
     exclude = frozenset() if arguments.exclude is None else _excluded(arguments)
@@ -74,8 +74,7 @@ def command(arguments) -> int:
     with StopRequest(), table:
         for pattern in arguments.patterns:  # one by one takes no longer, and what is found is seen sooner
             [found] = complete(
-                model, [pattern], arguments.count, length, suffixes, arguments.search, arguments.order,
-                arguments.temperature, arguments.top_k, arguments.seed, exclude,
+                model, [pattern], arguments.count, length, suffixes, *how, arguments.seed, exclude
             )  # fmt: skip
             table.write({name: [getattr(completion, name) for completion in found] for name, _ in fields})
             if len(found) < arguments.count:
@@ -95,5 +94,13 @@ def _length(text):
 def _excluded(arguments):
     from .rows import read_rows
 
-    rows = read_rows(arguments.exclude, arguments.dataset_column, arguments.output)
-    return frozenset(name for block in rows for name in block.valid)
+    names, reasons = set(), Counter()
+    for block in read_rows(arguments.exclude, arguments.dataset_column, arguments.output):
+        names.update(block.valid)
+        reasons.update(reason for reason in block.reasons if reason not in (None, "empty", "comment"))
+    if reasons:
+        told = ", ".join(f"{reason.replace('_', ' ')} {count:,}" for reason, count in reasons.items())
+        print(f"--exclude {arguments.exclude!r}: {reasons.total():,} lines are no names ({told})", file=sys.stderr)
+    if not names:
+        print(f"--exclude {arguments.exclude!r} holds no name: nothing is left out", file=sys.stderr)
+    return frozenset(names)

@@ -8,6 +8,7 @@ Shapes: S states (names with hidden characters), C characters, A = 37 letters, d
 """
 
 import itertools
+import math
 import random
 import re
 from collections.abc import Iterable
@@ -20,12 +21,18 @@ from .scoring_domain_canine import encode, is_usual, score_names, slots_at_once,
 
 ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789-"
 LETTERS, HYPHEN = 26, 36
+SEARCHES, REVEALED = ("beam", "sample"), ("confidence", "random")
+MOST_LENGTH = 63  # of a label
+LEAST_TEMPERATURE = 0.001  # below it the likeliest character is drawn anyway, and numbers overflow
 # A pattern's forms: one for each length and suffix.
 MOST_FORMS = 10_000
 # Names that are drawn of a pattern at once.
 MOST_DRAWN = 4096
 # Rounds of sampling in which nothing new turns up before it is taken that there is nothing more.
 ROUNDS = 8
+# States of a form that a beam keeps, at least. Of patterns of 4 unknown characters the 10 best names had -11.4 nats on
+# average with 16 states, -10.6 with 64, -10.4 with 128; the time is in proportion.
+LEAST_BEAMS = 64
 # A beam is not widened beyond: so many of the likeliest names may be left out.
 MOST_BEAMS = 10_000
 
@@ -36,7 +43,7 @@ class BadPattern(ValueError):
 
 @dataclass
 class Completion:
-    """A name that fits a pattern; its score is that of ``score_names``."""
+    """A name that fits a pattern; its score is that of ``score_names`` with ``orders=0``, whichever the objective."""
 
     pattern: str
     name: str
@@ -44,18 +51,20 @@ class Completion:
     bits_per_character: float
 
 
-def expand(pattern: str, length: tuple[int, int], suffixes: Iterable[str] = ()) -> list[str]:
+def expand(pattern: str, length: tuple[int, int], suffixes: Iterable[str] | str = ()) -> list[str]:
     """A pattern -> its forms: names with ``?`` for each unknown character.
 
     Args:
         length: fewest and most characters of a label that ``*`` stands in.
         suffixes: allowed ones: those that a pattern's end may become, or all of them behind a pattern without a dot. A
-            last label ``*`` stands for any of them, ``co.uk`` too.
+            last label ``*`` stands for any of them, ``co.uk`` too. A text has commas between them.
 
     Raises:
         BadPattern: no name can come of it.
     """
     text = re.sub(r"\*+", "*", pattern.strip().lower().replace("[mask]", "?").removesuffix("."))
+    if isinstance(suffixes, str):
+        suffixes = filter(str.strip, suffixes.split(","))
     suffixes = [_suffix(suffix) for suffix in suffixes]
     if "." not in text:
         wholes = [f"{text}.{suffix}" for suffix in suffixes or ["com"]]
@@ -276,12 +285,30 @@ def beam_search(model, forms: list[str], order: str, beams: int, chances: list[r
     return found
 
 
+def check_options(
+    count: int, length: tuple[int, int], search: str, order: str, temperature: float, top_k: int | None
+) -> None:
+    """Raises ValueError for what ``complete`` cannot take, and says what it can."""
+    if not (isinstance(length, tuple | list) and len(length) == 2 and 1 <= length[0] <= length[1] <= MOST_LENGTH):
+        raise ValueError(f"length must be the least and the most, from 1 to {MOST_LENGTH}, as (4, 12), not {length!r}")
+    for name, value in (("count", count), ("top_k", top_k)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be at least 1, not {value}")
+    if not LEAST_TEMPERATURE <= temperature < math.inf:
+        raise ValueError(f"temperature must be {LEAST_TEMPERATURE} or more, not {temperature:g}")
+    for name, value, known in (("search", search, SEARCHES), ("order", order, REVEALED)):
+        if value not in known:
+            raise ValueError(f"{name} must be one of {', '.join(known)}, not {value!r}")
+    if search != "sample" and (temperature != 1 or top_k is not None):
+        raise ValueError("temperature and top_k are for drawing: take search sample")
+
+
 def complete(
     model,
     patterns: list[str],
     count: int = 10,
     length: tuple[int, int] = (4, 12),
-    suffixes: Iterable[str] = (),
+    suffixes: Iterable[str] | str = (),
     search: str = "beam",
     order: str = "confidence",
     temperature: float = 1.0,
@@ -298,14 +325,18 @@ def complete(
         patterns: as of the module.
         count: names for each pattern; there may be fewer.
         length, suffixes: as of ``expand``.
-        search: ``beam`` finds what is likeliest, ``sample`` draws, each form of a pattern as often as the others.
+        search: ``beam`` looks for what is likeliest, the wider the higher ``count``; ``sample`` draws, each form of a
+            pattern as often as the others.
         order: ``confidence`` reveals the surest character first, ``random`` any.
         temperature, top_k: of ``sample``; below 1 it prefers what is likelier, and only the ``top_k`` likeliest count.
         seed: of draws and random orders.
+        exclude: names as ``normalize_domain`` makes them.
 
     Raises:
         BadPattern: no name can come of one.
+        ValueError: an option will not do.
     """
+    check_options(count, length, search, order, temperature, top_k)
     forms = [expand(pattern, length, suffixes) for pattern in patterns]
     chances = [random.Random(f"{seed} {pattern}") for pattern in patterns]
     exclude = frozenset(exclude)
@@ -314,7 +345,8 @@ def complete(
     else:
         names = _samples(model, forms, order, temperature, top_k, count, chances, exclude)
     every = sorted({name for found in names for name in found})
-    scores = {score.name: score for score in score_names(model, every)}
+    # The bound of an any_order model ranks worse: of 1,000 hidden names 2.9% were among the best three, not 6.7%.
+    scores = {score.name: score for score in score_names(model, every, orders=0)}
     completed = []
     for pattern, found in zip(patterns, names):
         ranked = sorted((scores[name] for name in found), key=lambda score: (score.bits_per_character, score.name))
@@ -327,7 +359,7 @@ def complete(
 def _beams(model, forms, order, count, chances, exclude):
     """Names, a set for each pattern, of a beam that is widened while too few are left of it and it has found no end."""
     names, open_ = [set() for _ in forms], range(len(forms))
-    width = min(max(16, 2 * count), MOST_BEAMS)
+    width = min(max(LEAST_BEAMS, 2 * count), MOST_BEAMS)
     while open_:
         flat = [(i, form) for i in open_ for form in forms[i]]
         found = beam_search(model, [form for _, form in flat], order, width, [chances[i] for i, _ in flat])

@@ -1,5 +1,6 @@
 """Names with labels: read from csv, tsv and parquet, cleaned, split, and made into batches."""
 
+import math
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -70,6 +71,10 @@ def load_labelled(data) -> LabelledNames:
     names, labels = _read(data.train_file, data, counts)
     classes = _classes(labels, data.train_file) if data.task == "classification" else None
     train = _side(names, labels, classes, data.train_file, counts)
+    if classes is not None and len(there := np.unique(train.labels)) < len(
+        classes
+    ):  # the others' names have two labels
+        classes, train.labels = [classes[index] for index in there], np.searchsorted(there, train.labels)
     if data.validation_file:
         validation = _side(*_read(data.validation_file, data, others), classes, data.validation_file, others)
         seen, how = np.isin(hash_array(train.names), hash_array(validation.names)), "given"
@@ -137,30 +142,23 @@ def _classes(labels, source):
 def _side(names, labels, classes, source, counts) -> Labelled:
     """What was read, with class indices or numbers for labels."""
     if classes is None:
-        return _unique(Labelled(names, _as_numbers(labels, source)), counts)
+        numbers = np.array([*map(_as_number, labels)])
+        finite = np.isfinite(numbers)
+        if not finite.any():
+            raise UserError(f"{source!r}: the label {labels[0]!r} is no number, as --task regression needs")
+        counts["without a finite number"] += len(finite) - int(finite.sum())
+        return _unique(Labelled(names, numbers).where(finite), counts)
     of = {label: index for index, label in enumerate(classes)}
     if unknown := set(labels) - set(classes):
         raise UserError(f"{source!r} has the label {min(unknown)!r}, which no training name has ({', '.join(classes)})")
     return _unique(Labelled(names, np.array([of[label] for label in labels], np.int64)), counts)
 
 
-def _as_numbers(labels, source):
+def _as_number(text):
     try:
-        numbers = np.array(labels, np.float64)
+        return float(text)
     except ValueError:
-        wrong = next(label for label in labels if not _is_number(label))
-        raise UserError(f"{source!r}: the label {wrong!r} is no number, as --task regression needs") from None
-    if not np.isfinite(numbers).all():
-        raise UserError(f"{source!r} has a label that is not finite ({numbers[~np.isfinite(numbers)][0]})")
-    return numbers
-
-
-def _is_number(text):
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+        return math.nan
 
 
 def _unique(side: Labelled, counts) -> Labelled:

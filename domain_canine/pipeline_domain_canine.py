@@ -38,6 +38,8 @@ class _OfBlocks(Pipeline):
         """A text -> its result; a list -> a list; any other iterable -> an iterator that reads as it goes."""
         if isinstance(inputs, str):
             return next(self._each([inputs], parameters))
+        if not isinstance(inputs, Iterable):
+            raise TypeError(f"{self.task} takes a text or texts, not {inputs!r}")
         results = self._each(inputs, parameters)
         return list(results) if isinstance(inputs, list | tuple) else results
 
@@ -45,6 +47,8 @@ class _OfBlocks(Pipeline):
         _, forward, _ = self._sanitize_parameters(**parameters)
         texts = iter(texts)
         while block := list(islice(texts, BLOCK)):
+            if wrong := [text for text in block if not isinstance(text, str)]:
+                raise TypeError(f"{self.task} takes texts, not {wrong[0]!r}")
             yield from self.run_single(block, {}, self._forward_params | forward, {})
 
     def preprocess(self, texts):
@@ -76,6 +80,9 @@ class DomainCompletePipeline(_OfBlocks):
     parameters = ("count", "length", "suffixes", "search", "order", "temperature", "top_k", "seed", "exclude")
 
     def _forward(self, inputs, **parameters):
+        if isinstance(exclude := parameters.get("exclude", ()), str):
+            raise TypeError(f"exclude must be names, as [{exclude!r}], not a text")
+        parameters["exclude"] = {name for name, _ in map(_normalized, exclude) if name}
         completed = complete(self.model, inputs["texts"], **parameters)
         return {"rows": [[asdict(each) for each in found] for found in completed]}
 

@@ -144,6 +144,8 @@ def _refuse_binary(where: str, head: bytes) -> None:
         raise BadInput(f"{where} is compressed: unpack it, or give a file whose name ends in .gz")
     if b"\0" in head:
         raise BadInput(f"{where} is binary, not text; names come one a line (txt, csv, parquet)")
+    if head.lstrip().startswith((b"{", b"[{", b'["')):
+        raise BadInput(f"{where} is JSON; names come one a line, or in a column of csv, tsv or parquet")
 
 
 def _read_text(name: str, column: str | None, label_column: str | None) -> Iterator[Block]:
@@ -160,7 +162,7 @@ def checked(where: str, pieces: Iterable[bytes]) -> Iterator[bytes]:
         BadInput: it is binary, or a line is longer than a block.
     """
     pieces = iter(pieces)
-    first = next(pieces, b"")
+    first = next(pieces, b"").removeprefix(b"\xef\xbb\xbf")
     _refuse_binary(where, first[:4096])
     line = 0  # bytes of the line that lasts
     for piece in chain([first], pieces):

@@ -54,7 +54,7 @@ def read_rows(inputs: list[str] | str, column: str | None = None, output: str | 
     The first block is read at once: a mistake shows before ``output`` is opened.
 
     Args:
-        inputs: what was given: ``-``, one source, or names; or the path of a source.
+        inputs: what was given: ``-``, one source, or names; or a text: ``-``, or the path of a source.
         output: a file that will be written meanwhile.
 
     Raises:
@@ -68,19 +68,17 @@ def read_rows(inputs: list[str] | str, column: str | None = None, output: str | 
 
 
 def _blocks(inputs, column, output):
-    if isinstance(inputs, str):
-        return _files(inputs, output, column).blocks()
-    if inputs == ["-"]:
+    if inputs in ("-", ["-"]):
         if sys.stdin is None:
             raise UserError("standard input is closed: give it names, or name a file")
         _refuse_own(output, lambda file: os.path.samestat(file.stat(), os.fstat(sys.stdin.fileno())))
         _refuse_column(column, "standard input")
         pieces = iter(lambda: sys.stdin.buffer.read1(PIPE), b"")
         return text_blocks("-", checked("standard input", pieces), lambda: 0.0)
-    if len(inputs) == 1 and _is_source(inputs[0]):
-        return _files(inputs[0], output, column).blocks()
-    if files := [each for each in inputs if os.path.isfile(each)]:
-        raise UserError(f"{files[0]!r} is a file: give one file, folder or quoted glob, or names")
+    if isinstance(inputs, str) or (len(inputs) == 1 and _is_source(inputs[0])):
+        return _files(inputs if isinstance(inputs, str) else inputs[0], output, column).blocks()
+    if files := [each for each in inputs if os.path.isfile(each) or kind_of(Path(each))]:
+        raise UserError(f"{files[0]!r} reads as a file: give one file, folder or quoted glob, or names")
     _refuse_column(column, "a name")
     return iter([Block("names", np.arange(1, len(inputs) + 1), lines_of("\n".join(inputs).encode()), 1.0)])
 
@@ -218,12 +216,14 @@ class Table:
         if self.path:
             print(f"{self.rows:,} rows in {self.path}", file=sys.stderr)
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, kind, *exception) -> None:
         with self._telling():
             if self._suffix == ".parquet":
                 self._parquet.close()
             if self.path:
                 self._file.close()
+        if kind is not None:
+            self.tell()
 
 
 def _cell(value):

@@ -9,6 +9,7 @@ import torch
 
 from domain_canine import completion_domain_canine, normalize_domain, scoring_domain_canine
 from domain_canine.completion_domain_canine import ALPHABET, BadPattern, beam_search, complete, expand, sample
+from domain_canine.pipeline_domain_canine import DomainCompletePipeline
 from domain_canine.scoring_domain_canine import encode, score_names
 
 
@@ -126,11 +127,13 @@ def test_a_wide_beam_finds_the_likeliest_of_all_names(model):
     assert len(found) == len(set(found)) and set(found) == set(all_names("ab?c?.de"))
 
 
-def test_completions_are_ranked_by_the_score_and_left_out_if_known(model):
+@pytest.mark.parametrize("objective", ["mlm", "any_order"])
+def test_completions_are_ranked_by_the_score_and_left_out_if_known(model, monkeypatch, objective):
+    monkeypatch.setattr(model.config, "objective", objective)
     [found] = complete(model, ["ab??.com"], count=5)
     bits = [each.bits_per_character for each in found]
     assert len(found) == 5 and bits == sorted(bits) and len({each.name for each in found}) == 5
-    scores = score_names(model, [each.name for each in found])
+    scores = score_names(model, [each.name for each in found], orders=0)
     assert [each.log_probability for each in found] == pytest.approx([s.log_probability for s in scores], abs=1e-4)
     known = {found[0].name, found[2].name}
     [rest] = complete(model, ["ab??.com"], count=5, exclude=known)
@@ -175,11 +178,43 @@ def test_sampling_goes_on_until_there_are_enough_and_stops_where_there_are_no_mo
     assert again != complete(model, ["*"], count=20, search="sample", seed=4)
 
 
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"length": 8}, r"as \(4, 12\), not 8"),
+        ({"length": "8-12"}, "not '8-12'"),
+        ({"length": (12, 8)}, r"not \(12, 8\)"),
+        ({"length": (1, 64)}, "from 1 to 63"),
+        ({"count": 0}, "count must be at least 1"),
+        ({"search": "greedy"}, "search must be one of beam, sample, not 'greedy'"),
+        ({"order": "any"}, "order must be one of confidence, random"),
+        ({"search": "sample", "temperature": 0}, "temperature must be 0.001 or more, not 0"),
+        ({"temperature": 0.5}, "are for drawing: take search sample"),
+        ({"suffixes": "com,n t"}, "'n t' is no suffix"),
+    ],
+)
+def test_options_that_will_not_do(model, options, told):
+    with pytest.raises(ValueError, match=told):
+        complete(model, ["a*"], **options)
+
+
+def test_a_pipeline_takes_names_to_leave_out_as_they_come(model):
+    completer = DomainCompletePipeline(model=model, tokenizer=None, task="domain-complete")
+    found = completer("a?.com", count=40, exclude=["AB.com.", "ac.com", "no name"], suffixes="com,net")
+    assert {each["name"][1] for each in found} == set("abcdefghijklmnopqrstuvwxyz0123456789") - set("bc")
+    for wrong, told in ((5, "not 5"), (["a?.com", 5], "takes texts, not 5")):
+        with pytest.raises(TypeError, match=told):
+            completer(wrong)
+    with pytest.raises(TypeError, match=r"exclude must be names, as \['ab.com'\]"):
+        completer("a?.com", exclude="ab.com")
+
+
 @pytest.mark.parametrize("search", ["beam", "sample"])
 def test_more_names_than_there_can_be_take_no_memory(model, monkeypatch, search):
     for limit in ("MOST_BEAMS", "MOST_DRAWN"):
         monkeypatch.setattr(completion_domain_canine, limit, 20)
-    [found] = complete(model, ["ab?.com"], count=10**11, search=search, order="random", temperature=10)
+    temperature = 10 if search == "sample" else 1
+    [found] = complete(model, ["ab?.com"], count=10**11, search=search, order="random", temperature=temperature)
     assert len(found) == 20 if search == "beam" else len(found) == 36
 
 

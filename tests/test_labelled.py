@@ -173,6 +173,10 @@ def test_numbers_are_labels_as_they_are(tmp_path):
         task="regression",
     )
     assert "duplicates 1, with two labels 2" in dict(twice.told)["rows"]
+    odd = write(tmp_path / "odd.csv", HEAD + "\n".join([*rows, "a.com,n/a", "b.com,inf"]) + "\n")
+    some = load(odd, task="regression")
+    assert "without a finite number 2" in dict(some.told)["rows"]
+    assert len(some.train.labels) + len(some.validation.labels) == 50
     batch = LabelledBatches(data.train, 8)[0, 0]
     assert batch["labels"].dtype == torch.float32 and set(batch["labels"].tolist()) <= {i * 0.5 for i in range(50)}
 
@@ -184,13 +188,13 @@ def test_numbers_are_labels_as_they_are(tmp_path):
         (HEAD, {}, "holds no name with a label"),
         ("domain,label\n", {"label_column": "class"}, "has no column 'class'; it has domain, label"),
         ("one,two,label\n1,2,3\n", {}, "has the columns one, two; name one with --dataset_column"),
-        (HEAD + "a.com,1\nb.com,many\n", {"task": "regression"}, "the label 'many' is no number"),
+        (HEAD + "a.com,few\nb.com,many\n", {"task": "regression"}, "the label 'few' is no number"),
         (
             HEAD + "a.com,0.1\nb.com,0.1\nc.com,0.1\n",
             {"task": "regression"},
             "every name to train on has the number 0.1",
         ),
-        (HEAD + "a.com,1\nb.com,inf\n", {"task": "regression"}, "not finite"),
+        (HEAD + "a.com,nan\nb.com,inf\n", {"task": "regression"}, "the label 'nan' is no number"),
         (HEAD + "a.com,--5\nb.com," + 5000 * "9" + "\n", {"validation_split": 0.001}, "leaves no name to validate on"),
         (HEAD + "a.com,x\nb.com,y\n", {"validation_split": 0.001}, "leaves no name to validate on"),
     ],
@@ -209,6 +213,15 @@ def test_classes_that_an_earlier_split_has_parted_are_told(tmp_path, file):
     with pytest.raises(UserError, match="every name to train on has the label 'new'.*--split_seed"):
         load(parted)
     assert set(load(parted, split_seed=1).train.labels) == {0, 1}
+
+
+def test_a_label_of_contradicted_names_alone_is_no_class(tmp_path):
+    names = sample_names(60)
+    rows = [f"{name},{'xz'[i % 2]}" for i, name in enumerate(names)]
+    data = load(write(tmp_path / "odd.csv", HEAD + "\n".join([*rows, f"{names[0]},a", f"{names[1]},y"]) + "\n"))
+    assert data.classes == ["x", "z"]
+    expected = dict(row.split(",") for row in rows[2:])
+    assert pairs(data.train, data.classes) | pairs(data.validation, data.classes) == expected
 
 
 def test_other_mistakes(tmp_path, file):

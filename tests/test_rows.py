@@ -170,6 +170,12 @@ def test_standard_input_that_is_no_text_is_one_message(folder, tmp_path, monkeyp
     assert not (tmp_path / "x.csv").exists()
 
 
+def test_the_mark_at_the_head_of_a_file_is_no_part_of_its_first_line(folder, tmp_path, capfdbinary):
+    (tmp_path / "marked.txt").write_bytes("a.com\nb.com\n".encode("utf-8-sig"))
+    assert call("score", folder, tmp_path / "marked.txt") == 0
+    assert [row["input"] for row in rounded(capfdbinary.readouterr().out)] == ["a.com", "b.com"]
+
+
 def test_a_name_too_long_for_a_path_is_a_row(folder, capfdbinary):
     assert call("score", folder, "a" * 300 + ".com") == 0
     [row] = rounded(capfdbinary.readouterr().out)
@@ -212,7 +218,12 @@ def test_an_empty_file_gives_an_empty_table(folder, tmp_path):
         (["score", "MODEL", "a.com", "--orders", "-1"], "--orders must be at least 0, not -1"),
         (["score", "nomodel/x/y", "a.com"], "cannot load the model"),
         (["score", ".", "a.com"], "holds no model"),
-        (["score", "MODEL", "lines.csv", "a.com"], "is a file: give one file"),
+        (["score", "MODEL", "lines.csv", "a.com"], "'lines.csv' reads as a file: give one file"),
+        (["score", "MODEL", "a.com", "nofile.txt"], "'nofile.txt' reads as a file: give one file"),
+        (["score", "MODEL", "rows.jsonl"], "'rows.jsonl' is JSON; names come one a line"),
+        (["complete", "MODEL", "a?.com", "--exclude", "rows.jsonl"], "'rows.jsonl' is JSON"),
+        (["score", "MODEL", "-bad.com"], "what begins with a hyphen goes behind --"),
+        (["complete", "MODEL", "a?.com", "--top_k", "2"], "--temperature and top_k are for drawing"),
         (["complete", "MODEL", "a b?.com"], "cannot become a domain name"),
         (["complete", "MODEL", "a?.com", "--length", "x"], "give MIN-MAX"),
         (["complete", "MODEL", "a?.com", "--length", "9-3"], "give MIN-MAX"),
@@ -231,6 +242,7 @@ def test_mistakes_are_one_message(folder, tmp_path, monkeypatch, words, told):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "lines.csv").write_text("a,b\n1,2\n")
     (tmp_path / "names.txt").write_text("a.com\n")
+    (tmp_path / "rows.jsonl").write_text('\n {"name": "a.com"}\n')
     (tmp_path / "there.csv").write_text("mine")
     with pytest.raises(UserError, match=told.replace("(", r"\(")):
         call(*(folder if word == "MODEL" else word for word in words))
@@ -274,13 +286,16 @@ def test_what_was_written_before_an_interrupt_is_valid(folder, tmp_path, suffix)
             running.stdin.write(endless)
         time.sleep(0.02)
     running.send_signal(signal.SIGINT)
-    assert running.wait(20) == 130 and b"Traceback" not in running.stderr.read()
+    assert running.wait(20) == 130
+    said = running.stderr.read()
+    assert b"Traceback" not in said
     if suffix == "parquet":
         names = pq.read_table(path)["name"].to_pylist()
     elif suffix == "csv":
         names = [row["name"] for row in csv.DictReader(path.open())]
     else:
         names = [json.loads(line)["name"] for line in path.read_text().splitlines()]
+    assert f"{len(names):,} rows in {path}".encode() in said
     assert len(names) >= 256 and names == (sample_names(5000) * 100)[: len(names)]
 
 
@@ -331,6 +346,14 @@ def test_complete_writes_names_with_their_scores_and_says_what_is_missing(folder
     first = [row for row in told if row["pattern"] == "a?.com"]
     assert {row["name"] for row in first} == {f"a{digit}.com" for digit in "0123456789"}
     assert len(told) == 10 + 20 and "'a?.com': 10 of 20 names found" in capfd.readouterr().err
+    (tmp_path / "known.txt").write_text("\n".join(["# known", "", "http://aa.com/", "AB.com"]))
+    assert call("complete", folder, "a?.com", "--count", "36", "--exclude", tmp_path / "known.txt") == 0
+    seen = capfd.readouterr()
+    assert "aa.com" in seen.out and "ab.com" not in seen.out
+    assert "known.txt': 1 lines are no names (url 1)" in seen.err
+    (tmp_path / "known.txt").write_text("")
+    assert call("complete", folder, "a?.com", "--exclude", tmp_path / "known.txt") == 0
+    assert "known.txt' holds no name: nothing is left out" in capfd.readouterr().err
     model = load_model(str(folder)).eval()
     expected = [score.bits_per_character for score in score_names(model, [row["name"] for row in told])]
     assert [row["bits_per_character"] for row in told] == pytest.approx(expected, abs=1e-4)
