@@ -86,7 +86,8 @@ def class_weights(arguments: ClassifyDataArguments, data: LabelledNames) -> np.n
     if arguments.class_weights is None:
         return None
     if arguments.class_weights == "balanced":
-        return len(data.train.labels) / len(data.classes) / np.maximum(1, np.bincount(data.train.labels))
+        counts = np.bincount(data.train.labels, minlength=len(data.classes))  # validation may have one more
+        return len(data.train.labels) / len(data.classes) / np.maximum(1, counts)
     weights = np.ones(len(data.classes))
     for part in arguments.class_weights.split(","):
         name, _, value = part.rpartition("=")

@@ -62,7 +62,9 @@ def expand(pattern: str, length: tuple[int, int], suffixes: Iterable[str] | str 
     Raises:
         BadPattern: no name can come of it.
     """
-    text = re.sub(r"\*+", "*", pattern.strip().lower().replace("[mask]", "?").removesuffix("."))
+    text = pattern.strip().lower().replace("[mask]", "?").removesuffix(".")
+    # Where they stand side by side it makes no difference in which order.
+    text = re.sub(r"[?*]*\*[?*]*", lambda found: "?" * found[0].count("?") + "*", text)
     if isinstance(suffixes, str):
         suffixes = filter(str.strip, suffixes.split(","))
     suffixes = [_suffix(suffix) for suffix in suffixes]
@@ -337,6 +339,7 @@ def complete(
         ValueError: an option will not do.
     """
     check_options(count, length, search, order, temperature, top_k)
+    suffixes = suffixes if isinstance(suffixes, str) else [*suffixes]
     forms = [expand(pattern, length, suffixes) for pattern in patterns]
     chances = [random.Random(f"{seed} {pattern}") for pattern in patterns]
     exclude = frozenset(exclude)

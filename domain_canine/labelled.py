@@ -142,7 +142,7 @@ def _classes(labels, source):
 def _side(names, labels, classes, source, counts) -> Labelled:
     """What was read, with class indices or numbers for labels."""
     if classes is None:
-        numbers = np.array([*map(_as_number, labels)])
+        numbers = np.array([*map(_as_number, labels)]) + 0.0  # -0.0 is 0.0, to the bit
         finite = np.isfinite(numbers)
         if not finite.any():
             raise UserError(f"{source!r}: the label {labels[0]!r} is no number, as --task regression needs")

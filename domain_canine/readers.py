@@ -259,7 +259,7 @@ def _rows(reader, lines: _Lines, name: str, columns: int, wanted: list[int]) -> 
                 column.append(row[place] if row else "")
             numbers.append(number)
         else:
-            malformed.append((number, ",".join(row).encode("latin-1")))
+            malformed.append((number, reader.dialect.delimiter.join(row).encode("latin-1")))
     if not numbers and not malformed:
         return None
     lines, *labels = map(_encoded, cells)

@@ -20,7 +20,7 @@ from .cleaning import normalize_lines
 from .errors import UserError, first_line
 from .normalization_domain_canine import MAX_NAME
 from .paths import user_path
-from .readers import Block, checked, kind_of, lines_of, text_blocks
+from .readers import Block, checked, kind_of, text_blocks
 from .sources import Files, local_paths
 
 WINDOW = 2048  # rows at once: enough to bring like lengths together, and few enough to see some progress
@@ -80,7 +80,8 @@ def _blocks(inputs, column, output):
     if files := [each for each in inputs if os.path.isfile(each) or kind_of(Path(each))]:
         raise UserError(f"{files[0]!r} reads as a file: give one file, folder or quoted glob, or names")
     _refuse_column(column, "a name")
-    return iter([Block("names", np.arange(1, len(inputs) + 1), lines_of("\n".join(inputs).encode()), 1.0)])
+    lines = pa.array([*map(os.fsencode, inputs)], pa.binary())
+    return iter([Block("names", np.arange(1, len(inputs) + 1), lines, 1.0)])
 
 
 def _is_source(text):

@@ -43,7 +43,10 @@ def test_figures_of_two_classes_by_hand():
 def test_near_certain_scores_keep_their_order():
     """Probabilities would all be 1 in single precision, and the recall at few false positives be nothing."""
     logits = np.array([[0, 40], [0, 41], [0, 42], [0, 39]], np.float32)
-    assert class_figures(logits, np.array([0, 1, 1, 0]))["recall_at_fpr_0.001"] == 1
+    labels = np.array([0, 1, 1, 0])
+    assert class_figures(logits, labels)["recall_at_fpr_0.001"] == 1
+    # What both logits have in common says nothing.
+    assert class_figures(logits + np.float32([[9], [0], [1], [20]]), labels)["recall_at_fpr_0.001"] == 1
 
 
 def test_figures_of_several_classes():
@@ -72,6 +75,7 @@ def test_a_threshold_keeps_its_rate_on_the_probabilities_that_are_told(saturated
     logits = np.stack([np.zeros(3000), margins], axis=1).astype(np.float32)
     report = class_report(["no", "yes"], 1, logits, labels)
     assert report["positive"] == "yes"
+    assert class_report(["yes", "no"], 0, logits[:, ::-1].copy(), 1 - labels)["thresholds"] == report["thresholds"]
     taken = class_shares(logits)[:, 1]
     for rate, least in report["thresholds"].items():
         if least is None:
@@ -101,6 +105,8 @@ def test_figures_are_of_the_names_of_all_processes(monkeypatch):
 def test_ties_are_found_together():
     scores, positives = np.array([3.0, 2, 2, 2, 1]), np.array([True, True, False, True, False])
     assert recall_at(0.4, scores, positives) == (1 / 3, 3.0) and recall_at(0.5, scores, positives) == (1.0, 2.0)
+    scores, positives = np.repeat([4.0, 3, 2, 1], 2), np.tile([True, False], 4)
+    assert recall_at(0.5, scores, positives) == (0.5, 3.0)
 
 
 @pytest.mark.parametrize(
@@ -128,6 +134,8 @@ def test_the_report_counts_each_class():
     report = class_report(["no", "yes"], 1, logits, np.array([0, 0, 1, 0, 0]))
     assert report["confusion_matrix"] == [[3, 1], [0, 1]]
     assert report["classes"]["yes"] == {"precision": 0.5, "recall": 1, "f1": pytest.approx(2 / 3), "names": 1}
+    absent = class_report(["a", "b", "c"], 1, np.eye(3)[[0, 2, 2]], np.array([0, 2, 0]))
+    assert [absent["classes"][each]["names"] for each in "abc"] == [2, 0, 1]
     lines = told_report(["no", "yes"], report)
     assert any(line.split() == ["no", "3", "1"] for line in lines) and any("0.1%" in line for line in lines)
 
@@ -138,6 +146,15 @@ def test_figures_of_numbers():
     assert found == pytest.approx({"rmse": 2.0, "mae": 1.0, "r2": 1 - 16 / 5, "spearman": 1.0})
     assert regression_figures(np.ones(4), labels)["spearman"] == 0  # no order at all
     assert regression_figures(guessed, np.full(4, 0.1)).keys() == {"rmse", "mae"}
+
+
+def test_numbers_below_0_count_and_empty_names_do_not():
+    figures = LabelFigures(None)
+    figures.begin(torch.device("cpu"))
+    batch = {"labels": torch.tensor([-2.0, 3.0, 0.0]), "loss_weights": torch.tensor([1.0, 1.0, 0.0])}
+    figures.add(lambda **_: SimpleNamespace(loss=torch.tensor(1.0), logits=torch.tensor([[-2.0], [3.0], [9.0]])), batch)
+    told = figures.figures(Accelerator(cpu=True))
+    assert (told["names"], told["rmse"]) == (2, 0)
 
 
 def test_the_loss_is_weighted_and_empty_names_do_not_count():

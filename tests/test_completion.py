@@ -7,7 +7,13 @@ import re
 import pytest
 import torch
 
-from domain_canine import completion_domain_canine, normalize_domain, scoring_domain_canine
+from domain_canine import (
+    DomainCanineForMaskedLM,
+    completion_domain_canine,
+    normalize_domain,
+    pipeline_domain_canine,
+    scoring_domain_canine,
+)
 from domain_canine.completion_domain_canine import ALPHABET, BadPattern, beam_search, complete, expand, sample
 from domain_canine.pipeline_domain_canine import DomainCompletePipeline
 from domain_canine.scoring_domain_canine import encode, score_names
@@ -32,6 +38,7 @@ from domain_canine.scoring_domain_canine import encode, score_names
         ("*-x.com", (2, 3), [], ["?-x.com"]),
         ("a******b.com", (2, 4), [], ["ab.com", "a?b.com", "a??b.com"]),
         ("py?.com.", (4, 12), [], ["py?.com"]),
+        ("*?*?*.com", (1, 4), [], ["??.com", "???.com", "????.com"]),
         ("b?", (4, 12), ["РФ", ".COM "], ["b?.xn--p1ai", "b?.com"]),
     ],
 )
@@ -73,8 +80,12 @@ class Loves:
         for place, character in enumerate(text):
             self.scores[ord(character)] = -float(place)
 
+    def asked(self, positions):
+        pass
+
     def __call__(self, input_ids, masked_positions=None, **_):
         self.calls += 1
+        self.asked(masked_positions)
         shape = input_ids.shape if masked_positions is None else masked_positions.shape
         return type("Output", (), {"logits": self.scores.expand(*shape, 128)})
 
@@ -146,6 +157,72 @@ def test_completions_are_ranked_by_the_score_and_left_out_if_known(model, monkey
     assert len(rest) == 10 and not known & {each.name for each in rest}
 
 
+@pytest.mark.parametrize("mask", [0xE003, 0x2592])
+def test_a_beam_adds_up_what_each_step_says_of_what_is_allowed(config, mask):
+    config.mask_code_point = mask
+    model = DomainCanineForMaskedLM(config).eval()
+    letters = {0: ALPHABET[:36], 4: ALPHABET[:26]}
+
+    def shares(name, at):
+        ids = torch.tensor([[0xE000, *(mask if character == "?" else ord(character) for character in name), 0xE001]])
+        with torch.no_grad():
+            logits = model(input_ids=ids).logits[0, at + 1, [*map(ord, letters[at])]]
+        return dict(zip(letters[at], logits.log_softmax(-1).tolist()))
+
+    def walk(name, total):
+        if "?" not in name:
+            return {name: total}
+        told = {at: shares(name, at) for at in letters if name[at] == "?"}
+        at = max(told, key=lambda at: max(told[at].values()))
+        names = {name[:at] + letter + name[at + 1 :]: total + share for letter, share in told[at].items()}
+        return {each: sum_ for name, total in names.items() for each, sum_ in walk(name, total).items()}
+
+    expected = walk("?b.c?", 0.0)
+    [found] = beam_search(model, ["?b.c?"], "confidence", 2000, [random.Random()])
+    assert set(found) == set(expected)
+    assert [expected[name] for name in found] == pytest.approx(sorted(expected.values(), reverse=True), abs=1e-4)
+
+
+def test_each_character_is_drawn_anew_and_in_an_order_of_its_own(model):
+    uniform = Loves(model, "")
+    names = sample(uniform, ["????.com"] * 20, "random", 1.0, None, [random.Random(0)] * 20)
+    assert all(len(set(name[:4])) > 1 for name in names)
+    first = set()
+    for seed in range(20):
+        asked = []
+        uniform = Loves(model, "")
+        uniform.asked = asked.append
+        beam_search(uniform, ["????????.com"], "random", 1, [random.Random(seed)])
+        first.add(asked[0].item())
+    assert len(first) > 3
+
+
+def scripted(monkeypatch, *rounds):
+    """Drawing that comes to these names, three at once."""
+    rounds = iter(rounds)
+    monkeypatch.setattr(completion_domain_canine, "sample", lambda *_: [f"{name}.com" for name in next(rounds).split()])
+
+
+def test_the_first_draws_count_not_the_best(model, monkeypatch):
+    scripted(monkeypatch, "aa aa ab", "ac ad ae")
+    [found] = complete(model, ["a?.com"], count=3, search="sample")
+    assert {each.name for each in found} == {"aa.com", "ab.com", "ac.com"}
+
+
+def test_drawing_ends_after_rounds_without_a_new_name_side_by_side(model, monkeypatch):
+    scripted(monkeypatch, *["aa aa aa"] * 6, *["ab ab ab"] * 6, "ac ac ac")
+    [found] = complete(model, ["a?.com"], count=3, search="sample")
+    assert len(found) == 3
+
+
+def test_names_of_different_lengths_are_ranked_by_bits_per_character(model):
+    [found] = complete(model, ["*"], count=30, length=(2, 6), search="sample", suffixes=iter(["net"]))
+    bits, nats = ([getattr(each, kind) for each in found] for kind in ("bits_per_character", "log_probability"))
+    assert bits == sorted(bits) and nats != sorted(nats, reverse=True)
+    two = complete(model, ["a?", "b?"], count=2, suffixes=iter(["net"]))
+    assert [each.name[2:] for found in two for each in found] == [".net"] * 4
+
+
 @pytest.mark.parametrize("order", ["confidence", "random"])
 def test_draws_are_the_models_probabilities(model, order):
     """One unknown character drawn 4,000 times."""
@@ -196,6 +273,14 @@ def test_sampling_goes_on_until_there_are_enough_and_stops_where_there_are_no_mo
 def test_options_that_will_not_do(model, options, told):
     with pytest.raises(ValueError, match=told):
         complete(model, ["a*"], **options)
+
+
+def test_a_pipeline_goes_on_after_its_first_block_and_keeps_its_parameters(model, monkeypatch):
+    monkeypatch.setattr(pipeline_domain_canine, "BLOCK", 3)
+    completer = DomainCompletePipeline(model=model, tokenizer=None, task="domain-complete", count=1)
+    found = completer([f"{letter}?.com" for letter in "abcdefgh"])
+    assert [[each["name"][0] for each in names] for names in found] == [[letter] for letter in "abcdefgh"]
+    assert len(completer("a?.com", count=2)) == 2
 
 
 def test_a_pipeline_takes_names_to_leave_out_as_they_come(model):

@@ -1,6 +1,7 @@
 """Names with labels: what is read, left out, and on which side."""
 
 import gzip
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.csv as pc
@@ -11,7 +12,7 @@ import torch
 from domain_canine.classifier import class_weights
 from domain_canine.classify_arguments import ClassifierArguments, ClassifyDataArguments, ClassifyTrainingArguments
 from domain_canine.errors import UserError
-from domain_canine.labelled import LabelledBatches, load_labelled, positive_index
+from domain_canine.labelled import LabelledBatches, build_batches, load_labelled, positive_index
 from domain_canine.sample import sample_names
 
 HEAD = "domain,label\n"
@@ -77,13 +78,13 @@ def test_content_tells_names_labels_and_sides_apart(tmp_path, file):
 
 
 def test_training_names_of_the_validation_file_are_left_out(tmp_path):
-    train = write(tmp_path / "train.csv", HEAD + "a.com,x\nb.com,y\nc.com,x\ne.com,y\n")
-    dev = write(tmp_path / "dev.csv", HEAD + "B.com,x\nd.com,y\nd.com,y\nno name,x\n")
+    train = write(tmp_path / "train.csv", HEAD + "a.com,x\nb.com,y\nc.com,x\ne.com,y\nf.com,y\n")
+    dev = write(tmp_path / "dev.csv", HEAD + "B.com,x\nd.com,y\nd.com,y\nno name,x\nf.com,x\n")
     data = load(train, validation_file=str(dev))
     assert pairs(data.train, data.classes) == {"a.com": "x", "c.com": "x", "e.com": "y"}
-    assert pairs(data.validation, data.classes) == {"b.com": "x", "d.com": "y"}
-    assert "in validation 1" in dict(data.told)["rows"]
-    assert ("", "4 rows read; left out: bad character 1, duplicates 1") in data.told
+    assert pairs(data.validation, data.classes) == {"b.com": "x", "d.com": "y", "f.com": "x"}
+    assert "in validation 2" in dict(data.told)["rows"]
+    assert ("", "5 rows read; left out: bad character 1, duplicates 1") in data.told
 
 
 def test_split_by_last_two_labels_keeps_them_together(tmp_path):
@@ -95,6 +96,7 @@ def test_split_by_last_two_labels_keeps_them_together(tmp_path):
 
     apart = load(file, split_by="last_two_labels", validation_split=0.3)
     assert not last_two(apart.train) & last_two(apart.validation) and len(apart.validation.labels) > 20
+    assert {name[-1:] for name in last_two(apart.train)} & {name[-1:] for name in last_two(apart.validation)}
     mixed = load(file, validation_split=0.3)
     assert last_two(mixed.train) & last_two(mixed.validation)
 
@@ -108,6 +110,16 @@ def test_classes_are_in_order_and_weighted(tmp_path):
     balanced = class_weights(ClassifyDataArguments(train_file="x", class_weights="balanced"), data)
     times = np.bincount(data.train.labels)
     assert balanced * times == pytest.approx([len(data.train.labels) / 2] * 2)
+    # A rank's own names, and the loss of validation weighted as that of training.
+    args = SimpleNamespace(per_device_train_batch_size=4, per_device_eval_batch_size=400, seed=0, data_seed=None,
+                           torch_compile=False, world_size=2, gradient_accumulation_steps=1)  # fmt: skip
+    sides = []
+    for args.process_index in range(2):
+        train, validation = build_batches(data, args, balanced)
+        sides.append({tuple(row) for row in validation[0, 0]["input_ids"].tolist() + train[0, 0]["input_ids"].tolist()})
+        batch = validation[0, 0]
+        assert batch["loss_weights"].tolist() == pytest.approx(balanced[batch["labels"]].tolist())
+    assert not sides[0] & sides[1]
     assert class_weights(ClassifyDataArguments(train_file="x", class_weights="9=5"), data).tolist() == [5, 1]
 
 
@@ -169,7 +181,10 @@ def test_numbers_are_labels_as_they_are(tmp_path):
     data = load(write(tmp_path / "n.csv", HEAD + "\n".join(rows) + "\n"), task="regression")
     assert data.classes is None and data.train.labels.dtype == np.float64
     twice = load(
-        write(tmp_path / "t.csv", HEAD + "\n".join([*rows, rows[0], f"{sample_names(50)[1]},9"]) + "\n"),
+        write(
+            tmp_path / "t.csv",
+            HEAD + "\n".join([*rows, f"{sample_names(50)[0]},-0", f"{sample_names(50)[1]},9"]) + "\n",
+        ),
         task="regression",
     )
     assert "duplicates 1, with two labels 2" in dict(twice.told)["rows"]
@@ -246,6 +261,10 @@ def test_other_mistakes(tmp_path, file):
     dev = write(tmp_path / "dev2.csv", HEAD + f"{sample_names(1)[0]},0\nq.com,1\n")
     lone = write(tmp_path / "lone.csv", HEAD + f"{sample_names(1)[0]},0\na.com,1\nb.com,2\n")
     assert ("warning", "no name to train on has the label 0") in load(lone, validation_file=str(dev)).told
+    last = write(tmp_path / "last.csv", HEAD + f"{sample_names(1)[0]},2\na.com,0\nb.com,1\n")
+    dev = write(tmp_path / "dev3.csv", HEAD + f"{sample_names(1)[0]},2\nq.com,1\n")
+    balanced = ClassifyDataArguments(train_file="x", class_weights="balanced")
+    assert class_weights(balanced, load(last, validation_file=str(dev))).shape == (3,)
     for kind, options, told in (
         (ClassifyDataArguments, {}, "--train_file is missing"),
         (

@@ -114,12 +114,15 @@ def test_a_file_of_many_windows_is_scored_as_its_lines_are(folder, tmp_path, mon
     assert table["log_probability"].to_pylist() == pytest.approx(expected, abs=1e-4)
 
 
-def test_a_row_of_a_csv_that_has_other_columns_stays_in_its_place(folder, tmp_path):
-    (tmp_path / "a.csv").write_text("domain,x\na.com,1\nb.com,1,2\nc.com,3\n")
+@pytest.mark.parametrize("delimiter", [",", ";"])
+def test_a_row_of_a_csv_that_has_other_columns_stays_in_its_place(folder, tmp_path, delimiter):
+    (tmp_path / "a.csv").write_text("domain,x\na.com,1\nb.com,1,2\nc.com,3\n".replace(",", delimiter))
     assert call("score", folder, tmp_path / "a.csv", "--output", tmp_path / "a.jsonl") == 0
     told = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
     assert [row["reason"] for row in told] == [None, "malformed_row", None]
-    assert [row["name"] for row in told] == ["a.com", None, "c.com"] and told[1]["input"] == "b.com,1,2"
+    assert [row["name"] for row in told] == ["a.com", None, "c.com"] and (
+        told[1]["input"] == f"b.com{delimiter}1{delimiter}2"
+    )
 
 
 def test_malformed_rows_stay_in_their_places_over_windows_whatever_their_bytes(folder, tmp_path, monkeypatch):
@@ -174,6 +177,11 @@ def test_the_mark_at_the_head_of_a_file_is_no_part_of_its_first_line(folder, tmp
     (tmp_path / "marked.txt").write_bytes("a.com\nb.com\n".encode("utf-8-sig"))
     assert call("score", folder, tmp_path / "marked.txt") == 0
     assert [row["input"] for row in rounded(capfdbinary.readouterr().out)] == ["a.com", "b.com"]
+
+
+def test_empty_names_are_rows(folder):
+    for given in (["a.com", ""], ["", "a.com"], ["a.com", "", "b.com"]):
+        assert [text for block in rows.read_rows(given) for text in block.texts] == given
 
 
 def test_a_name_too_long_for_a_path_is_a_row(folder, capfdbinary):

@@ -5,6 +5,7 @@ import json
 import math
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -64,6 +65,22 @@ def test_the_bound_is_the_mean_over_orders(model):
     [many] = score_names(model, [name], orders=4000)
     assert many.characters == pytest.approx(expected.tolist(), abs=0.1)
     assert many.log_probability == pytest.approx(expected.sum().item(), abs=0.1)
+
+
+def test_the_bound_of_few_orders_is_the_mean_over_what_is_hidden(model):
+    name, expected = "ab.cd", torch.zeros(5)
+    for number in range(2):
+        turns = scoring_domain_canine._turns(name, 0, number, 5)
+        for step in range(5):
+            hidden = [at for at in range(5) if turns[at] >= step]
+            expected[hidden] += alone(model, name, hidden) / len(hidden) / 2
+    [score] = score_names(model, [name], orders=2)
+    assert score.characters == pytest.approx(expected.tolist(), abs=1e-4)
+
+
+def test_which_masks_are_looked_up_sooner():
+    for mask, usual in ((ord("?"), True), (0xE003, True), (0xE007, True), (0xE008, False), (0x2592, False)):
+        assert scoring_domain_canine.is_usual(SimpleNamespace(config=SimpleNamespace(mask_code_point=mask))) == usual
 
 
 def test_the_bound_of_a_model_that_knows_the_probabilities_is_tight(model, monkeypatch):
