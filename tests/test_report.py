@@ -13,7 +13,7 @@ import pytest
 import torch
 from test_scoring import alone
 
-from domain_canine import cli
+from domain_canine import cli, report_page
 from domain_canine.cleaning import hash_array, on_validation_side
 from domain_canine.errors import UserError
 from domain_canine.report import choose_names
@@ -71,6 +71,12 @@ def test_the_figures_are_those_of_a_plain_loop(model):
     order = found.of_names()
     assert [each.name for each in order] == sorted(names, key=lambda name: -np.mean(bits[name]))
     assert all(each.bits == pytest.approx(bits[each.name], abs=1e-3) for each in order)
+    hardest, easiest = (
+        [float(mean) for mean in re.findall(r">(\d+\.\d\d)<", part)]
+        for part in report_page._names(found).split("Easiest names")
+    )
+    assert len(hardest) == len(easiest) > 1 and hardest[0] > easiest[0]
+    assert hardest == sorted(hardest, reverse=True) and easiest == sorted(easiest)
 
 
 class Page(HTMLParser):
