@@ -348,7 +348,7 @@ def complete(
     else:
         names = _samples(model, forms, order, temperature, top_k, count, chances, exclude)
     every = sorted({name for found in names for name in found})
-    # The bound of an any_order model ranks worse: of 1,000 hidden names 2.9% were among the best three, not 6.7%.
+    # The bound of an any_order model ranks worse: 2.9% of hidden names were among the best three, by this 6.7%.
     scores = {score.name: score for score in score_names(model, every, orders=0)}
     completed = []
     for pattern, found in zip(patterns, names):

@@ -71,9 +71,8 @@ def load_labelled(data) -> LabelledNames:
     names, labels = _read(data.train_file, data, counts)
     classes = _classes(labels, data.train_file) if data.task == "classification" else None
     train = _side(names, labels, classes, data.train_file, counts)
-    if classes is not None and len(there := np.unique(train.labels)) < len(
-        classes
-    ):  # the others' names have two labels
+    # Of a class all names may have two labels.
+    if classes is not None and len(there := np.unique(train.labels)) < len(classes):
         classes, train.labels = [classes[index] for index in there], np.searchsorted(there, train.labels)
     if data.validation_file:
         validation = _side(*_read(data.validation_file, data, others), classes, data.validation_file, others)

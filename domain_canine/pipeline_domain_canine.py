@@ -79,10 +79,17 @@ class DomainCompletePipeline(_OfBlocks):
 
     parameters = ("count", "length", "suffixes", "search", "order", "temperature", "top_k", "seed", "exclude")
 
+    def _sanitize_parameters(self, **parameters):
+        """Once for all blocks: names to leave out are many, and an iterator is read but once."""
+        if "exclude" in parameters:
+            if isinstance(exclude := parameters["exclude"], str):
+                raise TypeError(f"exclude must be names, as [{exclude!r}], not a text")
+            parameters["exclude"] = {name for name, _ in map(_normalized, exclude) if name}
+        if not isinstance(suffixes := parameters.get("suffixes", ""), str):
+            parameters["suffixes"] = [*suffixes]
+        return super()._sanitize_parameters(**parameters)
+
     def _forward(self, inputs, **parameters):
-        if isinstance(exclude := parameters.get("exclude", ()), str):
-            raise TypeError(f"exclude must be names, as [{exclude!r}], not a text")
-        parameters["exclude"] = {name for name, _ in map(_normalized, exclude) if name}
         completed = complete(self.model, inputs["texts"], **parameters)
         return {"rows": [[asdict(each) for each in found] for found in completed]}
 

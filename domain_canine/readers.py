@@ -137,7 +137,7 @@ def _open(name: str) -> Iterator[tuple[pa.NativeFile, Callable[[], float]]]:
         yield stream, lambda: min(1.0, raw.tell() / size) if size else 1.0
 
 
-def _refuse_binary(where: str, head: bytes) -> None:
+def _refuse_other_formats(where: str, head: bytes) -> None:
     if head.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise BadInput(f"{where} is UTF-16 text; save it as UTF-8")
     if head.startswith(b"\x1f\x8b"):
@@ -163,7 +163,7 @@ def checked(where: str, pieces: Iterable[bytes]) -> Iterator[bytes]:
     """
     pieces = iter(pieces)
     first = next(pieces, b"").removeprefix(b"\xef\xbb\xbf")
-    _refuse_binary(where, first[:4096])
+    _refuse_other_formats(where, first[:4096])
     line = 0  # bytes of the line that lasts
     for piece in chain([first], pieces):
         line = len(piece) - piece.rfind(b"\n") - 1 + (line if b"\n" not in piece else 0)
@@ -198,7 +198,7 @@ def _header(name: str, wanted: str | None, label: str | None) -> tuple[str, int,
     """Delimiter, number of columns and places of the wanted ones in a csv or tsv file; None for an empty one."""
     with _open(name) as (stream, _):
         head = stream.read(1 << 16)
-    _refuse_binary(repr(name), head[:4096])
+    _refuse_other_formats(repr(name), head[:4096])
     first = head.removeprefix(b"\xef\xbb\xbf").partition(b"\n")[0].decode("utf-8", "replace").rstrip("\r")
     if not head:
         return None

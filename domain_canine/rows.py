@@ -68,15 +68,16 @@ def read_rows(inputs: list[str] | str, column: str | None = None, output: str | 
 
 
 def _blocks(inputs, column, output):
-    if inputs in ("-", ["-"]):
+    source = inputs if isinstance(inputs, str) else inputs[0] if len(inputs) == 1 else None
+    if source == "-":
         if sys.stdin is None:
             raise UserError("standard input is closed: give it names, or name a file")
         _refuse_own(output, lambda file: os.path.samestat(file.stat(), os.fstat(sys.stdin.fileno())))
         _refuse_column(column, "standard input")
         pieces = iter(lambda: sys.stdin.buffer.read1(PIPE), b"")
         return text_blocks("-", checked("standard input", pieces), lambda: 0.0)
-    if isinstance(inputs, str) or (len(inputs) == 1 and _is_source(inputs[0])):
-        return _files(inputs if isinstance(inputs, str) else inputs[0], output, column).blocks()
+    if source is not None and (source is inputs or _is_source(source)):
+        return _files(source, output, column).blocks()
     if files := [each for each in inputs if os.path.isfile(each) or kind_of(Path(each))]:
         raise UserError(f"{files[0]!r} reads as a file: give one file, folder or quoted glob, or names")
     _refuse_column(column, "a name")

@@ -281,6 +281,9 @@ def test_a_pipeline_goes_on_after_its_first_block_and_keeps_its_parameters(model
     found = completer([f"{letter}?.com" for letter in "abcdefgh"])
     assert [[each["name"][0] for each in names] for names in found] == [[letter] for letter in "abcdefgh"]
     assert len(completer("a?.com", count=2)) == 2
+    found = completer([f"{letter}?" for letter in "abcd"], suffixes=iter(["net"]), exclude=iter(["d0.net"]), count=40)
+    assert {each["name"][2:] for names in found for each in names} == {".net"}
+    assert "d0.net" not in {each["name"] for each in found[3]}
 
 
 def test_a_pipeline_takes_names_to_leave_out_as_they_come(model):
