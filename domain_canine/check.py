@@ -20,7 +20,7 @@ from .run_folder import refuse_foreign_folder
 # What the code is tested with, at least and at most; the same ranges as in pyproject.toml (a test holds them together).
 RANGES = (
     "torch>=2.11",
-    "transformers>=5.17,<6",
+    "transformers>=5.18,<6",
     "accelerate>=1.12",
     "numpy>=1.26,<2.0",
     "pyarrow>=15,<26",
@@ -37,6 +37,7 @@ RANGES = (
     "urllib3>=2",
 )
 OPTIONAL = {"wandb": "--use_wandb", "evaluate": "the metric module"}
+MISSING = "not installed"
 FREE_GB = 5  # three checkpoints and the best of the base size take 1.6 GB each
 
 
@@ -58,10 +59,10 @@ def rows(dataset: str, model: str, output_dir: str) -> Iterator[Row]:
         "python", version, "" if good else "install Python 3.11 or 3.12 (NumPy below 2.0 has no wheels for others)"
     )
     for line in RANGES:
-        yield _package(Requirement(line))
+        yield package(Requirement(line))
     for name, needed_for in OPTIONAL.items():
         found = _version(name)
-        yield Row(name, found or "not installed", "" if found else f"only for {needed_for}: pip install {name}", False)
+        yield Row(name, found or MISSING, "" if found else f"only for {needed_for}: pip install {name}", False)
     yield from _device()
     yield _disk(user_path(output_dir))
     yield _tried("data", "dataset", dataset, lambda: _first_name(dataset))
@@ -75,11 +76,12 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _package(requirement: Requirement) -> Row:
+def package(requirement: Requirement) -> Row:
+    """Whether it is installed in a version that will do."""
     found = _version(requirement.name)
     wanted = f"pip install '{requirement}'"
     if found is None:
-        return Row(requirement.name, "not installed", wanted)
+        return Row(requirement.name, MISSING, wanted)
     # A local part such as +cpu, and a pre-release, do not matter here.
     good = requirement.specifier.contains(Version(found).base_version)
     return Row(requirement.name, found, "" if good else wanted)

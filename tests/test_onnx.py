@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import tomllib
 
 import numpy as np
 import onnx
@@ -19,6 +20,7 @@ from domain_canine import (
     DomainCanineConfig,
     DomainCanineForMaskedLM,
     DomainCanineForSequenceClassification,
+    check,
     cli,
     export_onnx,
     onnx_graphs,
@@ -317,12 +319,19 @@ def test_mistakes_are_one_message(models, tmp_path, monkeypatch, words, told):
     assert {path.name for path in tmp_path.iterdir()} == {"empty.txt"}
 
 
-def test_what_is_not_installed_is_told(models, tmp_path, monkeypatch):
-    find = export_onnx.importlib.util.find_spec
-    gone = ("onnxscript", "onnxruntime")
-    monkeypatch.setattr(export_onnx.importlib.util, "find_spec", lambda name: None if name in gone else find(name))
-    with pytest.raises(UserError, match="needs onnxscript, onnxruntime: pip install onnxscript onnxruntime"):
+def test_packages_that_will_not_do_are_told(models, tmp_path, monkeypatch):
+    version, find = check._version, export_onnx.find_spec
+    others = {"onnxscript": None, "torch": "2.12.1", "onnxruntime": None}  # the last by another name
+    monkeypatch.setattr(check, "_version", lambda name: others.get(name, version(name)))
+    monkeypatch.setattr(export_onnx, "find_spec", lambda name: None if name == "onnxscript" else find(name))
+    told = "will not do with torch 2.12.1, onnxscript not installed: pip install 'torch>=2.13' 'onnxscript>=0.7'$"
+    with pytest.raises(UserError, match=told):
         export(models["masked"][1], tmp_path / "out")
+
+
+def test_its_packages_are_those_of_the_extra():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert extras["onnx"] == list(export_onnx.PACKAGES)
 
 
 def test_shapes_reach_from_short_to_long_and_from_one_to_many(models):
