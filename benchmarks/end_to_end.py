@@ -2,11 +2,15 @@
 
     python -m benchmarks.end_to_end --names names.txt.gz --json
     python -m benchmarks.end_to_end --size small --batch 512 --accumulation 1 --steps 20
+    python -m benchmarks.end_to_end --narrow --batch 4 --steps 400
 
 The command runs twice: once to prepare the names, and then for the time between its log entries, but for the first,
 so that neither start nor end counts. The bare step is that of ``benchmarks.train_step`` with the very batches that the
 command was timed with. A window of 64 steps has short and long names in their proportion, fewer steps may not. On CUDA
 the share of the time that the first GPU is busy is told too, as nvidia-smi samples it.
+
+``--narrow`` keeps a size's layers and parameters in number, but not in width: with few names a batch hardly anything is
+computed, and what is left of a step on a CPU is what a GPU waits for, Python and PyTorch's calls.
 """
 
 import argparse
@@ -36,6 +40,7 @@ CORPUS = 255_000_000  # names of the published data, of which 90% are an epoch
 EVERY = {"cpu": 4, "cuda": 64}  # steps of a log entry; those of the first are not timed
 STEPS = {"cpu": 64, "cuda": 512}
 ROUNDS = {"cpu": 1, "cuda": 3}  # of the bare step
+NARROW = {"hidden_size": 48, "intermediate_size": 48, "num_hash_buckets": 2048, "num_attention_heads": 12}
 # Flags that would change what is counted here, and those that the bare step takes over.
 REFUSED = ("--batch_size", "--per_device_train_batch_size", "--gradient_accumulation_steps", "--slots_per_batch")
 SAMPLES = ["nvidia-smi", "-i", "0", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", "-lms", "200"]
@@ -73,6 +78,8 @@ def launch(names: Path, folder: Path, steps: int, every: int, parsed) -> list[fl
         "--batch_size", parsed.batch, "--gradient_accumulation_steps", parsed.accumulation, "--eval_strategy", "no",
         "--save_strategy", "no", "--warmup_steps", "1", "--logging_steps", every, *parsed.flags,
     ]  # fmt: skip
+    if parsed.narrow:
+        arguments += ["--config_overrides", ",".join(f"{name}={value}" for name, value in NARROW.items())]
     with Launched(arguments, folder / "said.txt", "cpu" if parsed.device == "cpu" else "single_gpu") as launched:
         launched.wait()
     entries = json.loads((run / "trainer_state.json").read_text())["log_history"]
@@ -90,7 +97,8 @@ def bare(names: Path, steps: range, parsed) -> float:
     micro_steps = range(steps.start * parsed.accumulation, steps.stop * parsed.accumulation)
     epoch = made.plan.steps * parsed.accumulation
     batches = on(parsed.device, [made[divmod(step, epoch)] for step in micro_steps])
-    side = our_side(DomainCanineConfig(**SIZES[parsed.size]), parsed.device, compiled)
+    config = DomainCanineConfig(**SIZES[parsed.size] | (NARROW if parsed.narrow else {}))
+    side = our_side(config, parsed.device, compiled)
     side.names_per_s(batches[: 2 * parsed.accumulation], parsed.accumulation)
     rounds = range(ROUNDS[parsed.device])
     return statistics.median(side.names_per_s(batches, parsed.accumulation) for _ in rounds)
@@ -106,13 +114,15 @@ def measure(names: list[str], parsed) -> dict:
         with Busy() as busy:
             rate = statistics.harmonic_mean(launch(file, Path(folder), every * (1 + entries), every, parsed)[1:])
         step = bare(file, range(every, every * (1 + entries)), parsed)
+    a_step = parsed.batch * parsed.accumulation
     found = {
         "size": parsed.size, "device": name_of(parsed.device), "batch": parsed.batch,
         "accumulation": parsed.accumulation, "names_per_s": round(rate, 2), "step_names_per_s": round(step, 2),
+        "step_ms": round(1e3 * a_step / rate, 2), "bare_step_ms": round(1e3 * a_step / step, 2),
         "share_lost": round(1 - rate / step, 4), "epoch_hours": round(0.9 * CORPUS / rate / 3600, 2),
     }  # fmt: skip
     if parsed.device == "cuda" and busy.samples:
-        found["gpu_busy"] = busy.share(every * entries * parsed.batch * parsed.accumulation / rate)
+        found["gpu_busy"] = busy.share(every * entries * a_step / rate)
     return found
 
 
@@ -128,6 +138,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--accumulation", type=int, default=2, help="micro-steps a step (default: %(default)s)")
     parser.add_argument("--steps", type=int, help="steps that are timed, rounded up to whole log entries of "
                         "4 on a CPU, 64 on CUDA (default: 64, 512)")  # fmt: skip
+    parser.add_argument("--narrow", action="store_true", help="a model of as many layers, 48 wide")
     parser.add_argument("--json", action="store_true", help="one JSON object as well, last on stdout")
     parsed, parsed.flags = parser.parse_known_args(arguments)
     for name in set(REFUSED) & {flag.partition("=")[0] for flag in parsed.flags}:

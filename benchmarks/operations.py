@@ -16,6 +16,7 @@ batch has B rows of S slots, M = S / 4 molecules, K masked positions.
 """
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import CanineConfig
 
 from domain_canine.cleaning import SPECIAL
@@ -41,3 +42,18 @@ def of_batch(config: CanineConfig, batch: dict[str, torch.Tensor]) -> tuple[floa
     real = batch["attention_mask"].sum().item() / rows
     targets = (batch["labels"] >= 0).sum().item() / rows
     return 6 * computed, 6 * multiply_adds(config, rows, real, targets, classes)
+
+
+class Launches(TorchDispatchMode):
+    """Counts the operators that PyTorch runs while it is entered, each a kernel or a few, and a wait of the GPU's where
+    the processor is slow to start it. Views and empty tensors are none.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        name = operator.__name__
+        self.count += not (operator.is_view or name.startswith(("detach", "empty", "new_empty", "_unsafe_view")))
+        return operator(*args, **(kwargs or {}))

@@ -33,10 +33,7 @@ SAVES = 40  # and half as many evaluations
 
 
 def sample(training: psutil.Process) -> dict[str, float]:
-    """MB and open files of the training process, and of all its workers together, whose shared pages count again.
-
-    Tensors on their way from a worker are open files, too: 4 of a batch.
-    """
+    """MB and open files of the training process, and of all its workers together, whose shared pages count again."""
     workers = training.children(recursive=True)
     return {
         "memory": training.memory_info().rss / 1e6, "files": training.num_fds(),

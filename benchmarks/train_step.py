@@ -198,6 +198,11 @@ def compare(names: list[str], parsed: argparse.Namespace, size: int) -> dict[str
     for batch in mine:
         ours.step(batch)
     memory = peak_memory(device)
+    launches = {}
+    if not parsed.torch_compile:
+        with operations.Launches() as launched:
+            ours.step(mine[0])
+        launches = {"launches": launched.count}
     stock = stock_side(config, device)
     stock.step(theirs[0])
     # Every batch costs the stock side the same: it takes as many as last about as long as ours.
@@ -212,7 +217,7 @@ def compare(names: list[str], parsed: argparse.Namespace, size: int) -> dict[str
         "names_per_s": round(rate, 2), "stock_names_per_s": round(stock_rate, 2),
         "ratio": round(statistics.median(a / b for a, b in zip(*rates)), 2),
         "peak_memory_mb": round(memory), "collator_names_per_s": round(collated),
-    } | utilisation(config, batches, rate, matmul_peak(device))  # fmt: skip
+    } | launches | utilisation(config, batches, rate, matmul_peak(device))  # fmt: skip
 
 
 def name_of(device: str) -> str:

@@ -85,28 +85,43 @@ class DomainCanineSelfAttention(nn.Module):
         self.key = nn.Linear(config.hidden_size, config.hidden_size)
         self.value = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def forward(self, queries, keys, mask):
-        """Queries (B, Q, D) attend to keys (B, N, D) where mask (B, 1, 1, N) is True -> (B, Q, D), weights or None."""
+    def forward(self, queries, keys, bias):
+        """Queries (B, Q, D) attend to keys (B, N, D) with bias (B, 1, 1 or Q, N) -> (B, Q, D), weights or None."""
         eager = self.config._attn_implementation == "eager"
-        # An adapter or a quantised layer has no weights to be had past its call, and ONNX Runtime no 8 bits for these.
-        plain = type(self.key) is type(self.value) is nn.Linear and not torch.compiler.is_exporting()
+        linears = self.query, self.key, self.value
+        plain = (
+            all(map(is_plain, linears)) and not torch.compiler.is_exporting()
+        )  # ONNX Runtime has no 8 bits for these
         if queries.shape[1] == 1 and plain and not (eager or self.training):
-            return self._of_one_query(self.query(queries), keys, mask), None
-        query, key, value = (
-            linear(states).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for linear, states in ((self.query, queries), (self.key, keys), (self.value, keys))
-        )
+            return self._of_one_query(self.query(queries), keys, bias), None
+        if self.training and plain:
+            query, key, value = self._joined(queries, keys)
+        else:
+            query, key, value = (
+                linear(states).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+                for linear, states in zip(linears, (queries, keys, keys))
+            )
         dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
         if eager:
             scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
-            weights = scores.masked_fill(~mask, torch.finfo(scores.dtype).min).softmax(-1)
+            weights = (scores + bias).softmax(-1)
             context = F.dropout(weights, dropout) @ value
         else:
             weights = None
-            context = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
+            context = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout)
         return context.transpose(1, 2).flatten(2), weights
 
-    def _of_one_query(self, query, states, mask):
+    def _joined(self, queries, keys):
+        """Queries (B, H, Q, D / H), keys and values (B, H, N, D / H) by one product of what has the same input."""
+        linears = [self.query, self.key, self.value] if queries is keys else [self.key, self.value]
+        weight, bias = (torch.cat([getattr(linear, name) for linear in linears]) for name in ("weight", "bias"))
+        joined = F.linear(keys, weight, bias).unflatten(-1, (len(linears), self.heads, -1))
+        made = joined.permute(2, 0, 3, 1, 4).unbind()
+        if queries is not keys:
+            made = self.query(queries).unflatten(-1, (self.heads, -1)).transpose(1, 2), *made
+        return made
+
+    def _of_one_query(self, query, states, bias):
         """The same for one query a row (B, 1, D), as scoring has it, without keys and values of all N states.
 
         Both are linear in the states: so the keys' weights go to the query's side, and the values' to the mean of the
@@ -115,10 +130,17 @@ class DomainCanineSelfAttention(nn.Module):
         query = query.unflatten(-1, (self.heads, -1)).permute(2, 0, 1, 3)[..., 0, :]  # (H, B, D / H)
         query = query @ self.key.weight.unflatten(0, (self.heads, -1)) * query.shape[-1] ** -0.5  # (H, B, D)
         scores = query.transpose(0, 1) @ states.transpose(1, 2)  # (B, H, N)
-        weights = scores.masked_fill(~mask[:, 0], torch.finfo(scores.dtype).min).softmax(-1)
+        weights = (scores + bias[:, 0]).softmax(-1)
         mean = (weights @ states).transpose(0, 1)  # (H, B, D)
         context = mean @ self.value.weight.unflatten(0, (self.heads, -1)).transpose(1, 2)  # (H, B, D / H)
         return context.transpose(0, 1).flatten(1)[:, None] + self.value.bias
+
+
+def is_plain(linear: nn.Module) -> bool:
+    """Whether its weights tell all of it: not of an adapter, a quantised or pruned layer, or one that is watched."""
+    return type(linear) is nn.Linear and not (
+        linear._forward_hooks or linear._forward_pre_hooks or linear._backward_hooks or linear._backward_pre_hooks
+    )
 
 
 class DomainCanineResidual(nn.Module):
@@ -148,14 +170,20 @@ class DomainCanineLayer(GradientCheckpointingLayer):
         self.output = DomainCanineResidual(config, config.intermediate_size)
 
     def forward(self, states, mask, queries=None):
-        """States (B, N, D), mask (B, N) True where real, queries (B, Q, D) or all states -> (B, Q, D), weights."""
+        """States (B, N, D), queries (B, Q, D) or all states -> (B, Q, D), weights.
+
+        Args:
+            mask: (B, N) True where real; of a layer without window the bias (B, 1, 1, N) that is made of it.
+        """
         queries = states if queries is None else queries
-        if self.window is not None and torch.compiler.is_exporting():
+        if self.window is None:
+            context, weights = self.attention["self"](queries, states, mask)
+        elif torch.compiler.is_exporting():
             context, weights = self._windows_by_mask(states, mask)
-        elif self.window is not None and states.shape[1] > self.window:
+        elif states.shape[1] > self.window:
             context, weights = self._windows(states, mask)
         else:
-            context, weights = self.attention["self"](queries, states, mask[:, None, None])
+            context, weights = self.attention["self"](queries, states, as_bias(mask[:, None, None], states))
         states = self.attention["output"](context, queries)
         return self.output(self.activation(self.intermediate["dense"](states)), states), weights
 
@@ -164,7 +192,7 @@ class DomainCanineLayer(GradientCheckpointingLayer):
         padding = -length % width
         states = F.pad(states, (0, 0, 0, padding)).unflatten(1, (-1, width)).flatten(0, 1)
         mask = F.pad(mask, (0, padding)).unflatten(1, (-1, width)).flatten(0, 1)
-        context, weights = self.attention["self"](states, states, never_empty(mask)[:, None, None])
+        context, weights = self.attention["self"](states, states, as_bias(never_empty(mask)[:, None, None], states))
         # A window with no real key attends to nothing; stock CANINE averages its padding.
         context = context * mask.any(1)[:, None, None]
         return context.unflatten(0, (-1, (length + padding) // width)).flatten(1, 2)[:, :length], weights
@@ -173,7 +201,7 @@ class DomainCanineLayer(GradientCheckpointingLayer):
         """The same for exported graphs, which have one branch for all lengths."""
         window = torch.arange(states.shape[1], device=mask.device) // self.window
         seen = mask[:, None] & (window[:, None] == window)
-        context, weights = self.attention["self"](states, states, never_empty(seen)[:, None])
+        context, weights = self.attention["self"](states, states, as_bias(never_empty(seen)[:, None], states))
         return context * seen.any(-1, keepdim=True), weights
 
 
@@ -182,9 +210,26 @@ def never_empty(mask: torch.Tensor) -> torch.Tensor:
     return mask | ~mask.any(-1, keepdim=True)
 
 
+def as_bias(mask: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+    """What is added to the scores of an attention among states: 0 where mask (..., N) is True, -inf where not.
+
+    Made of a mask by scaled_dot_product_attention itself it takes three kernels a layer, and on CUDA two more where the
+    rows do not begin at multiples of 8; here once for all layers, in the precision that attention computes in.
+    """
+    kind, length = states.device.type, mask.shape[-1]
+    dtype = states.dtype
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind) and dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(kind)
+    if kind == "cuda":
+        mask = F.pad(mask, (0, -length % 8))
+    bias = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, float("-inf"))
+    return bias[..., :length]
+
+
 class DomainCanineEncoder(nn.Module):
     def __init__(self, config: DomainCanineConfig, layers: int, window: int | None = None):
         super().__init__()
+        self.window = window
         self.layer = nn.ModuleList(DomainCanineLayer(config, window) for _ in range(layers))
 
     def forward(self, states, mask, trace, wanted=None):
@@ -196,6 +241,8 @@ class DomainCanineEncoder(nn.Module):
         """
         if trace is not None:
             trace["hidden_states"] += (states,)
+        if self.window is None:
+            mask = as_bias(mask[:, None, None], states)
         for layer in self.layer:
             queries = wanted(states) if wanted is not None and layer is self.layer[-1] else None
             states, weights = layer(states, mask, queries)

@@ -5,8 +5,9 @@ import multiprocessing
 import signal
 from collections.abc import Iterator
 
+import numpy as np
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, get_worker_info
 
 from .batches import NameBatches
 from .errors import UserError
@@ -29,8 +30,35 @@ def _kill_workers():
             process.kill()
 
 
-def the_one(items: list) -> dict[str, torch.Tensor]:
-    return items[0]
+class Parcel:
+    """A batch on its way from a worker, which is a batch again when it arrives: its bytes go through the pipe.
+
+    A tensor travels as an open file, by a connection of its own: four of them took the main process 1.7 ms.
+    """
+
+    def __init__(self, batch: dict[str, torch.Tensor | bool]):
+        self.batch = batch
+
+    def __reduce__(self):
+        return opened, ({name: each.numpy() if torch.is_tensor(each) else each for name, each in self.batch.items()},)
+
+
+def opened(arrays: dict[str, np.ndarray | bool]) -> dict[str, torch.Tensor | bool]:
+    return {name: torch.from_numpy(each) if isinstance(each, np.ndarray) else each for name, each in arrays.items()}
+
+
+def packed(batch):
+    """A batch, or the error of a stream, as a worker hands it over."""
+    return Parcel(batch) if isinstance(batch, dict) and get_worker_info() else batch
+
+
+def the_one(items: list):
+    return packed(items[0])
+
+
+def with_position(item: tuple):
+    batch, *position = item
+    return packed(batch), *position
 
 
 class BatchLoader(DataLoader):
@@ -53,7 +81,7 @@ class BatchLoader(DataLoader):
             options["prefetch_factor"] = args.dataloader_prefetch_factor
             options["persistent_workers"] = args.dataloader_persistent_workers
         if isinstance(batches, StreamBatches):
-            super().__init__(batches, batch_size=None, **options)
+            super().__init__(batches, batch_size=None, collate_fn=with_position, **options)
         else:
             super().__init__(batches, batch_sampler=batches.sampler(), collate_fn=the_one, **options)
 

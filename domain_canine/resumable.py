@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from pickle import UnpicklingError
 from signal import SIGTERM
@@ -27,6 +28,7 @@ from .rates import AskedRates
 from .sharded import gathered, keep_sums_in_fp32, refuse_other_kind
 from .stopping import StopRequest
 from .streams import StreamBatches
+from .walks import walked_once
 
 # What a checkpoint keeps beside the Trainer's own: sums of the loss, steps skipped.
 PROGRESS = "progress.json"
@@ -101,15 +103,18 @@ class ResumableTrainer(Trainer):
         if self.args.world_size == 1:
             return items
         # Whether a process is to stop travels with it: all of them then know before the step's end.
-        asked = torch.tensor(float(self.stop.asked()), device=items.device)
+        asked = torch.full((), float(self.stop.asked()), device=items.device)  # a fill: a copy would be waited for
         items, stops = self.accelerator.reduce(torch.stack([items, asked]), "sum")
         self.anyone_stops = Late(stops)
         return items
 
+    def _clip_grad_norm(self, model):
+        return super()._clip_grad_norm(self.walked)
+
     def _get_grad_norm(self, model, grad_norm=None):
-        norm = super()._get_grad_norm(model, grad_norm)
+        norm = super()._get_grad_norm(self.walked, grad_norm)
         rate = self._get_learning_rate()
-        self.finite.observe(self.state.global_step + 1, rate, norm, model, self.optimizer.optimizer)
+        self.finite.observe(self.state.global_step + 1, rate, norm, self.walked, self.optimizer.optimizer)
         return norm
 
     def since_log(self) -> torch.Tensor:
@@ -260,7 +265,10 @@ class ResumableTrainer(Trainer):
                 raise self._stopped() from None
             if self.control.should_training_stop:  # early
                 return
-        super()._run_epoch(**kwargs)
+        model = kwargs["model"]
+        # FSDP puts other parameters in a module's place while it is brought together.
+        with nullcontext(model) if self.is_fsdp_enabled else walked_once(model) as self.walked:
+            super()._run_epoch(**kwargs)
 
     # ---- checkpoints
 

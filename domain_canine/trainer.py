@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -32,7 +33,8 @@ class DomainTrainer(ResumableTrainer):
 
     def _get_num_items_in_batch(self, batch_samples, device):
         """Summed weights of the targets of a whole step, over micro-batches and ranks."""
-        return self.begin_step(batch_samples, sum(target_weight(batch) for batch in batch_samples).to(device))
+        items = sum(target_weight(batch) for batch in batch_samples)
+        return self.begin_step(batch_samples, items.to(device, non_blocking=True))
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         items = num_items_in_batch.clamp(min=1)
@@ -41,6 +43,14 @@ class DomainTrainer(ResumableTrainer):
         # Gradients are averaged over the processes, while the loss is divided by the items of all of them.
         loss = poisoned(outputs.loss * self.accelerator.num_processes)
         return (loss, outputs) if return_outputs else loss
+
+    @cached_property
+    def _operations_a_slot(self):
+        return super().floating_point_ops({"input_ids": torch.zeros(1)})
+
+    def floating_point_ops(self, inputs):
+        """As the Trainer's, which counts the model's parameters for each micro-step."""
+        return inputs["input_ids"].numel() * self._operations_a_slot
 
     def log(self, logs, start_time=None):
         if "loss" in logs:

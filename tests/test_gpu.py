@@ -3,6 +3,8 @@
 import pytest
 import torch
 from conftest import SMALL
+from small_runs import make_trainer
+from transformers import TrainerCallback
 
 from benchmarks.train_step import make_batches, on, our_side
 from domain_canine.configuration_domain_canine import DomainCanineConfig
@@ -26,6 +28,32 @@ def test_a_step_does_not_wait_for_the_device():
             side.step(batch)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+class WaitsForNothing(TrainerCallback):
+    """An operation that waits for the device is an error between these steps."""
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == 3:
+            torch.cuda.set_sync_debug_mode("error")
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 8:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_a_step_of_the_trainer_does_not_wait_for_the_device(tmp_path, accumulation):
+    trainer = make_trainer(
+        tmp_path, use_cpu=False, bf16=True, dataloader_num_workers=1, per_device_train_batch_size=8, logging_steps=1000,
+        gradient_accumulation_steps=accumulation, max_steps=9, save_strategy="no", eval_strategy="no",
+    )  # fmt: skip
+    trainer.add_callback(WaitsForNothing())
+    try:
+        trainer.train()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert trainer.state.global_step == 9
 
 
 def test_peak_memory_of_256_names_is_below_8_gb():

@@ -6,9 +6,11 @@ import math
 import pytest
 import torch
 from conftest import SMALL
+from torch.nn import Dropout
 from transformers import CanineConfig, CanineModel
 
 from domain_canine import DomainCanineForMaskedLM, DomainCanineForSequenceClassification, DomainCanineModel
+from domain_canine.layers_domain_canine import as_bias
 from domain_canine.pretrained import load_model
 from domain_canine.tokenization_domain_canine import CLS, SEP
 
@@ -72,8 +74,15 @@ def test_parity_of_the_full_configuration():
     assert (expected - found)[ids != 0].abs().max() <= TOLERANCE
 
 
-def test_gradients_match_stock_canine(stock, ours):
-    ids = random_names(12, 5, 21)
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("lengths", [(12, 5, 21), (130, 20)])
+def test_gradients_match_stock_canine(stock, ours, lengths, training):
+    """In training queries, keys and values are one product."""
+    ours.config.attention_probs_dropout_prob = 0.0
+    for module in ours.train(training).modules():
+        if isinstance(module, Dropout):
+            module.p = 0.0
+    ids = random_names(*lengths)
     safe = padded_safely(ids)
     real = (ids != 0)[..., None]
     weight = torch.randn(SMALL["hidden_size"])
@@ -122,14 +131,49 @@ def test_masked_positions_give_the_same_logits_as_all_positions(model, positions
     assert (there - everywhere.gather(1, positions[..., None].expand(-1, -1, 128))).abs().max() <= 1e-5
 
 
-def test_an_adapter_counts_for_one_query_too(model):
-    attention = model.canine.final_char_encoder.layer[0].attention["self"]
-    for name in ("key", "value"):
+def adapt(attention, *names: str) -> None:
+    """Stands for what adapters and quantisation do: the layer is another one, and its weights are not all of it."""
+    for name in names:
         setattr(attention, name, torch.nn.Sequential(getattr(attention, name), torch.nn.Tanh()))
+
+
+def test_an_adapter_counts_for_one_query_too(model):
+    adapt(model.canine.final_char_encoder.layer[0].attention["self"], "key", "value")
     ids = random_names(9, 14)
     with torch.no_grad():
         everywhere, there = model(ids).logits, model(ids, masked_positions=torch.tensor([[3], [3]])).logits
     assert (there[:, 0] - everywhere[:, 3]).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("name", ["query", "key", "value"])
+def test_an_adapter_counts_in_training_too(model, name):
+    ids = random_names(9, 14)
+    adapt(model.canine.encoder.layer[0].attention["self"], name)
+    model.config.attention_probs_dropout_prob = 0.0
+    expected = model(ids).logits
+    for module in model.train().modules():
+        if isinstance(module, Dropout):
+            module.eval()
+    assert (model(ids).logits - expected).abs().max() <= 1e-5
+
+
+def test_a_hook_is_called_in_training(model):
+    """Pruning and old weight norms are hooks that make the weights."""
+    called, attention = [], model.train().canine.encoder.layer[0].attention["self"]
+    for hook in (attention.query.register_forward_hook, attention.value.register_forward_pre_hook):
+        handle = hook(lambda *args: called.append(1))
+        model(random_names(9))
+        handle.remove()
+    assert len(called) == 2
+
+
+def test_the_bias_has_the_precision_of_attention():
+    mask, states = torch.tensor([[True, False, True]]), torch.ones(1, 3, 2)
+    assert as_bias(mask, states).tolist() == [[0, -math.inf, 0]]
+    assert as_bias(mask.to("meta"), states.to("meta")).dtype == torch.float32
+    with torch.autocast("cpu", torch.bfloat16):
+        assert as_bias(mask, states).dtype == torch.bfloat16
+        assert as_bias(mask, states.double()).dtype == torch.float64
 
 
 def test_loss_is_the_mean_over_targets(model):
@@ -332,7 +376,8 @@ def test_nothing_is_computed_for_nobody(model, monkeypatch):
     for part in ("attention.self.query", "attention.output.dense", "intermediate.dense", "output.dense"):
         assert widths[last.format(part)] == 3
     assert widths["lm_head.decoder"] == 3
-    # Of one position neither keys nor values of all characters.
+    # Of one position neither keys nor values of all characters, unless their layers are watched.
+    monkeypatch.setattr("domain_canine.layers_domain_canine.is_plain", lambda linear: True)
     widths.clear()
     model(ids, masked_positions=torch.tensor([[1], [2]]))
     assert widths["lm_head.decoder"] == 1 and not {

@@ -231,6 +231,15 @@ def test_fsdp_goes_on_with_its_own_and_rounds_no_figure_in_bf16(place, alone, sh
     assert [entry["loss"] for entry in bf16.history(2)[:2]] == pytest.approx(expected, abs=7e-4)
 
 
+def test_fsdp_goes_on_after_an_evaluation_without_a_checkpoint(place):
+    """Then other parameters stand in the modules at the start of an epoch than after its first step."""
+    flags = "--save_strategy no --max_steps 8".split()
+    [run] = finish(Launch("fsdp", place / "unsaved", (8, 4), *flags, **SHARDED))
+    history = json.loads((run.folder / "trainer_state.json").read_text())["log_history"]
+    assert [entry["step"] for entry in history if "loss" in entry] == list(range(1, 9))
+    assert [entry["step"] for entry in history if "eval_loss" in entry] == [6, 8]
+
+
 def test_a_run_goes_on_with_fsdp_or_without_as_it_began(tmp_path, sharded, two):
     trainer = make_trainer(tmp_path)
     for run, trainer.is_fsdp_enabled, told in ((sharded, False, "with FSDP"), (two, True, "without FSDP")):
