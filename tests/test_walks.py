@@ -16,9 +16,10 @@ from domain_canine.streams import StreamBatches
 from domain_canine.walks import walked_once
 
 
-@pytest.fixture
-def model():
-    return nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.Dropout(), nn.Linear(2, 2)))
+@pytest.fixture(params=["plain", "compiled"])
+def model(request):
+    made = nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.Dropout(), nn.Linear(2, 2)))
+    return made if request.param == "plain" else torch.compile(made, backend="eager")
 
 
 @pytest.mark.parametrize(("accumulation", "norm"), [(1, 1.0), (2, 1.0), (1, 0.0)])
@@ -48,7 +49,8 @@ def test_a_model_is_switched_as_a_whole_and_its_parts_with_it(model):
     with walked_once(model):
         assert model.eval() is model and not any(each.training for each in model.modules())
         model.train()
-        model[1].eval()
+        [part] = [each for each in model.modules() if type(each) is nn.Dropout]
+        part.eval()
         assert model.train() is model and all(each.training for each in model.modules())
     assert "train" not in vars(model) and "zero_grad" not in vars(model)
 
