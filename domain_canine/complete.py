@@ -6,6 +6,8 @@ from collections import Counter
 
 from .arguments import seed
 from .errors import UserError
+from .manifest import listed
+from .normalization_domain_canine import MAX_LABEL
 
 
 def add_parser(commands) -> None:
@@ -86,8 +88,8 @@ def command(arguments) -> int:
 def _length(text):
     match = re.fullmatch(r"(\d+)(?:-(\d+))?", text)
     least, most = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
-    if not 1 <= least <= most <= 63:
-        raise UserError(f"--length {text!r}: give MIN-MAX with numbers from 1 to 63, as 4-12")
+    if not 1 <= least <= most <= MAX_LABEL:
+        raise UserError(f"--length {text!r}: give MIN-MAX with numbers from 1 to {MAX_LABEL}, as 4-12")
     return least, most
 
 
@@ -99,8 +101,8 @@ def _excluded(arguments):
         names.update(block.valid)
         reasons.update(reason for reason in block.reasons if reason not in (None, "empty", "comment"))
     if reasons:
-        told = ", ".join(f"{reason.replace('_', ' ')} {count:,}" for reason, count in reasons.items())
-        print(f"--exclude {arguments.exclude!r}: {reasons.total():,} lines are no names ({told})", file=sys.stderr)
+        told = f"{reasons.total():,} lines are no names ({listed(reasons)})"
+        print(f"--exclude {arguments.exclude!r}: {told}", file=sys.stderr)
     if not names:
         print(f"--exclude {arguments.exclude!r} holds no name: nothing is left out", file=sys.stderr)
     return frozenset(names)

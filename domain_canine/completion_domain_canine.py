@@ -16,13 +16,12 @@ from dataclasses import dataclass
 
 import torch
 
-from .normalization_domain_canine import InvalidDomain, normalize_domain
+from .normalization_domain_canine import MAX_LABEL, InvalidDomain, normalize_domain
 from .scoring_domain_canine import encode, is_usual, score_names, slots_at_once, wide
 
 ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789-"
 LETTERS, HYPHEN = 26, 36
 SEARCHES, REVEALED = ("beam", "sample"), ("confidence", "random")
-MOST_LENGTH = 63  # of a label
 LEAST_TEMPERATURE = 0.001  # below it the likeliest character is drawn anyway, and numbers overflow
 # A pattern's forms: one for each length and suffix.
 MOST_FORMS = 10_000
@@ -291,8 +290,8 @@ def check_options(
     count: int, length: tuple[int, int], search: str, order: str, temperature: float, top_k: int | None
 ) -> None:
     """Raises ValueError for what ``complete`` cannot take, and says what it can."""
-    if not (isinstance(length, tuple | list) and len(length) == 2 and 1 <= length[0] <= length[1] <= MOST_LENGTH):
-        raise ValueError(f"length must be the least and the most, from 1 to {MOST_LENGTH}, as (4, 12), not {length!r}")
+    if not (isinstance(length, tuple | list) and len(length) == 2 and 1 <= length[0] <= length[1] <= MAX_LABEL):
+        raise ValueError(f"length must be the least and the most, from 1 to {MAX_LABEL}, as (4, 12), not {length!r}")
     for name, value in (("count", count), ("top_k", top_k)):
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, not {value}")

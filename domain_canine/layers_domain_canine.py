@@ -89,9 +89,8 @@ class DomainCanineSelfAttention(nn.Module):
         """Queries (B, Q, D) attend to keys (B, N, D) with bias (B, 1, 1 or Q, N) -> (B, Q, D), weights or None."""
         eager = self.config._attn_implementation == "eager"
         linears = self.query, self.key, self.value
-        plain = (
-            all(map(is_plain, linears)) and not torch.compiler.is_exporting()
-        )  # ONNX Runtime has no 8 bits for these
+        # ONNX Runtime has no 8 bits for products of weights with three dimensions.
+        plain = all(map(is_plain, linears)) and not torch.compiler.is_exporting()
         if queries.shape[1] == 1 and plain and not (eager or self.training):
             return self._of_one_query(self.query(queries), keys, bias), None
         if self.training and plain:

@@ -96,9 +96,13 @@ def told_lines(counts: dict[str, int], rejects: list[dict]) -> list[str]:
     """What became of the lines, in a sentence; then the first rejects."""
     if not counts["lines"]:
         return ["it is empty"]
-    told = {why.replace("_", " "): count for why, count in counts.items() if count and why != "lines"}
-    listed = ", ".join(f"{why} {count:,}" for why, count in told.items())
-    return [f"{counts['lines']:,} lines read: {listed}", *map(told_reject, rejects)]
+    became = {why: count for why, count in counts.items() if count and why != "lines"}
+    return [f"{counts['lines']:,} lines read: {listed(became)}", *map(told_reject, rejects)]
+
+
+def listed(counts: dict[str, int]) -> str:
+    """Counts by what they are of, in words."""
+    return ", ".join(f"{why.replace('_', ' ')} {count:,}" for why, count in counts.items())
 
 
 def told_reject(reject: dict) -> str:

@@ -32,6 +32,15 @@ def padded_safely(ids: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.pad(ids, (0, length - ids.shape[1]))
 
 
+def trained_without_dropout(model):
+    """In training mode, and yet to be compared."""
+    for module in model.train().modules():
+        if isinstance(module, Dropout):
+            module.p = 0.0
+    model.config.attention_probs_dropout_prob = 0.0
+    return model
+
+
 @pytest.fixture
 def stock(tmp_path):
     model = CanineModel(CanineConfig(**SMALL)).eval()
@@ -78,10 +87,8 @@ def test_parity_of_the_full_configuration():
 @pytest.mark.parametrize("lengths", [(12, 5, 21), (130, 20)])
 def test_gradients_match_stock_canine(stock, ours, lengths, training):
     """In training queries, keys and values are one product."""
-    ours.config.attention_probs_dropout_prob = 0.0
-    for module in ours.train(training).modules():
-        if isinstance(module, Dropout):
-            module.p = 0.0
+    if training:
+        trained_without_dropout(ours)
     ids = random_names(*lengths)
     safe = padded_safely(ids)
     real = (ids != 0)[..., None]
@@ -149,12 +156,8 @@ def test_an_adapter_counts_for_one_query_too(model):
 def test_an_adapter_counts_in_training_too(model, name):
     ids = random_names(9, 14)
     adapt(model.canine.encoder.layer[0].attention["self"], name)
-    model.config.attention_probs_dropout_prob = 0.0
     expected = model(ids).logits
-    for module in model.train().modules():
-        if isinstance(module, Dropout):
-            module.eval()
-    assert (model(ids).logits - expected).abs().max() <= 1e-5
+    assert (trained_without_dropout(model)(ids).logits - expected).abs().max() <= 1e-5
 
 
 def test_a_hook_is_called_in_training(model):
@@ -282,11 +285,7 @@ def test_embeddings_can_stand_for_code_points(model):
 
 
 def test_gradient_checkpointing_changes_nothing(model):
-    model.train()
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-    model.config.attention_probs_dropout_prob = 0.0
+    trained_without_dropout(model)
     ids = random_names(9, 5)
     labels = torch.where(ids == 0, -100, ids.clamp(max=127))
     gradients = []
