@@ -4,10 +4,13 @@ Shapes as in ``modeling_domain_canine``: B names, S slots, M = S / 4 molecules, 
 N keys and Q queries of an attention.
 """
 
+from functools import cache
+from types import SimpleNamespace
+
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers.activations import ACT2FN
+from transformers.activations import ACT2FN, GELUActivation
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_domain_canine import DomainCanineConfig
@@ -89,18 +92,25 @@ class DomainCanineSelfAttention(nn.Module):
         """Queries (B, Q, D) attend to keys (B, N, D) with bias (B, 1, 1 or Q, N) -> (B, Q, D), weights or None."""
         eager = self.config._attn_implementation == "eager"
         linears = self.query, self.key, self.value
+        dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
         # ONNX Runtime has no 8 bits for products of weights with three dimensions.
-        plain = all(map(is_plain, linears)) and not torch.compiler.is_exporting()
+        plain = all(map(is_plain, linears)) and not is_exporting()
         if queries.shape[1] == 1 and plain and not (eager or self.training):
             return self._of_one_query(self.query(queries), keys, bias), None
+        fused = kernels(keys)
+        if fused and plain and not eager and fused.Attention.takes(keys.shape, self.heads):
+            query = None if queries is keys else self.query(queries)
+            return fused.Attention.apply(query, self._joined(queries, keys), bias, self.heads, dropout), None
         if self.training and plain:
-            query, key, value = self._joined(queries, keys)
+            made = self._joined(queries, keys).unflatten(-1, (-1, self.heads, keys.shape[-1] // self.heads))
+            made = made.permute(2, 0, 3, 1, 4).unbind()
+            query = self.query(queries).unflatten(-1, (self.heads, -1)).transpose(1, 2) if len(made) == 2 else made[0]
+            key, value = made[-2:]
         else:
             query, key, value = (
                 linear(states).unflatten(-1, (self.heads, -1)).transpose(1, 2)
                 for linear, states in zip(linears, (queries, keys, keys))
             )
-        dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
         if eager:
             scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
             weights = (scores + bias).softmax(-1)
@@ -111,14 +121,10 @@ class DomainCanineSelfAttention(nn.Module):
         return context.transpose(1, 2).flatten(2), weights
 
     def _joined(self, queries, keys):
-        """Queries (B, H, Q, D / H), keys and values (B, H, N, D / H) by one product of what has the same input."""
+        """Keys and values (B, N, 2 D), with the queries before them (B, N, 3 D) if of the same, by one product."""
         linears = [self.query, self.key, self.value] if queries is keys else [self.key, self.value]
         weight, bias = (torch.cat([getattr(linear, name) for linear in linears]) for name in ("weight", "bias"))
-        joined = F.linear(keys, weight, bias).unflatten(-1, (len(linears), self.heads, -1))
-        made = joined.permute(2, 0, 3, 1, 4).unbind()
-        if queries is not keys:
-            made = self.query(queries).unflatten(-1, (self.heads, -1)).transpose(1, 2), *made
-        return made
+        return F.linear(keys, weight, bias)
 
     def _of_one_query(self, query, states, bias):
         """The same for one query a row (B, 1, D), as scoring has it, without keys and values of all N states.
@@ -135,11 +141,44 @@ class DomainCanineSelfAttention(nn.Module):
         return context.transpose(0, 1).flatten(1)[:, None] + self.value.bias
 
 
-def is_plain(linear: nn.Module) -> bool:
+def is_plain(module: nn.Module) -> bool:
     """Whether its weights tell all of it: not of an adapter, a quantised or pruned layer, or one that is watched."""
-    return type(linear) is nn.Linear and not (
-        linear._forward_hooks or linear._forward_pre_hooks or linear._backward_hooks or linear._backward_pre_hooks
+    return type(module) in (nn.Linear, nn.LayerNorm) and not (
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
     )
+
+
+def kernels(states: torch.Tensor):
+    """The fused kernels where they compute: on CUDA, in bf16 or fp16, not in a graph that is compiled or exported."""
+    if not states.is_cuda or torch.compiler.is_compiling() or torch.compiler.is_exporting():
+        return None
+    halves = precision(states) in (torch.bfloat16, torch.float16)
+    return _kernels() if halves and _takes_kernels(states.device) else None
+
+
+@cache
+def _takes_kernels(device: torch.device) -> bool:
+    return torch.version.cuda is not None and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+@cache
+def _kernels():
+    try:
+        from .fused_attention_domain_canine import Attention
+        from .fused_domain_canine import BiasGelu, ResidualNorm, WindowProducts
+    except ImportError:  # no Triton, which comes with PyTorch for CUDA on Linux
+        return None
+    return SimpleNamespace(
+        Attention=Attention, BiasGelu=BiasGelu, ResidualNorm=ResidualNorm, WindowProducts=WindowProducts
+    )
+
+
+def normalized(norm: nn.LayerNorm, states: torch.Tensor) -> torch.Tensor:
+    """The layer normalisation of states (..., D)."""
+    fused = kernels(states)
+    if fused and is_plain(norm):
+        return fused.ResidualNorm.apply(states, None, None, norm.weight, norm.bias, norm.eps, 0.0)
+    return norm(states)
 
 
 class DomainCanineResidual(nn.Module):
@@ -152,7 +191,14 @@ class DomainCanineResidual(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, states, residual):
-        return self.LayerNorm(self.dropout(self.dense(states)) + residual)
+        """States (B, Q, width), residual (B, Q, D) -> (B, Q, D)."""
+        fused = kernels(states)
+        if not (fused and is_plain(self.dense) and is_plain(self.LayerNorm)):
+            return self.LayerNorm(self.dropout(self.dense(states)) + residual)
+        return fused.ResidualNorm.apply(
+            F.linear(states, self.dense.weight), self.dense.bias, residual, self.LayerNorm.weight, self.LayerNorm.bias,
+            self.LayerNorm.eps, self.dropout.p if self.training else 0.0,
+        )  # fmt: skip
 
 
 class DomainCanineLayer(GradientCheckpointingLayer):
@@ -177,14 +223,21 @@ class DomainCanineLayer(GradientCheckpointingLayer):
         queries = states if queries is None else queries
         if self.window is None:
             context, weights = self.attention["self"](queries, states, mask)
-        elif torch.compiler.is_exporting():
+        elif is_exporting():
             context, weights = self._windows_by_mask(states, mask)
         elif states.shape[1] > self.window:
             context, weights = self._windows(states, mask)
         else:
             context, weights = self.attention["self"](queries, states, as_bias(mask[:, None, None], states))
         states = self.attention["output"](context, queries)
-        return self.output(self.activation(self.intermediate["dense"](states)), states), weights
+        return self.output(self._wide(states), states), weights
+
+    def _wide(self, states):
+        """(B, Q, D) -> (B, Q, F)."""
+        dense, fused = self.intermediate["dense"], kernels(states)
+        if fused and is_plain(dense) and isinstance(self.activation, GELUActivation):
+            return fused.BiasGelu.apply(F.linear(states, dense.weight), dense.bias)
+        return self.activation(dense(states))
 
     def _windows(self, states, mask):
         length, width = states.shape[1], self.window
@@ -204,6 +257,11 @@ class DomainCanineLayer(GradientCheckpointingLayer):
         return context * seen.any(-1, keepdim=True), weights
 
 
+def is_exporting() -> bool:
+    """Whether torch.export runs; PyTorch before 2.13 says so of torch.compile, too."""
+    return torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()
+
+
 def never_empty(mask: torch.Tensor) -> torch.Tensor:
     """Rows with no True become all True: a softmax over nothing is NaN."""
     return mask | ~mask.any(-1, keepdim=True)
@@ -215,14 +273,19 @@ def as_bias(mask: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
     Made of a mask by scaled_dot_product_attention itself it takes three kernels a layer, and on CUDA two more where the
     rows do not begin at multiples of 8; here once for all layers, in the precision that attention computes in.
     """
-    kind, length = states.device.type, mask.shape[-1]
-    dtype = states.dtype
-    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind) and dtype != torch.float64:
-        dtype = torch.get_autocast_dtype(kind)
-    if kind == "cuda":
+    length = mask.shape[-1]
+    if states.is_cuda:
         mask = F.pad(mask, (0, -length % 8))
-    bias = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, float("-inf"))
+    bias = torch.zeros(mask.shape, dtype=precision(states), device=mask.device).masked_fill(~mask, float("-inf"))
     return bias[..., :length]
+
+
+def precision(states: torch.Tensor) -> torch.dtype:
+    """What a product of these states is computed in, autocast or not."""
+    kind = states.device.type
+    if kind != "meta" and torch.is_autocast_enabled(kind) and states.dtype != torch.float64:
+        return torch.get_autocast_dtype(kind)
+    return states.dtype
 
 
 class DomainCanineEncoder(nn.Module):
@@ -242,6 +305,8 @@ class DomainCanineEncoder(nn.Module):
             trace["hidden_states"] += (states,)
         if self.window is None:
             mask = as_bias(mask[:, None, None], states)
+        if kernels(states):
+            states = states.to(precision(states))  # once, and not for each product and each sum
         for layer in self.layer:
             queries = wanted(states) if wanted is not None and layer is self.layer[-1] else None
             states, weights = layer(states, mask, queries)
@@ -266,7 +331,7 @@ class CharactersToMolecules(nn.Module):
         weight = self.conv.weight.transpose(1, 2).flatten(1)
         blocks = characters.unflatten(1, (-1, self.conv.kernel_size[0])).flatten(2)
         molecules = self.activation(F.linear(blocks, weight, self.conv.bias))
-        return self.LayerNorm(torch.cat([characters[:, :1], molecules], dim=1))
+        return normalized(self.LayerNorm, torch.cat([characters[:, :1], molecules], dim=1))
 
 
 class MoleculesToCharacters(nn.Module):
@@ -290,13 +355,18 @@ class MoleculesToCharacters(nn.Module):
     def forward(self, characters, molecules):
         """(B, S, D) characters, (B, M, D) molecules -> (B, S, D)."""
         of_characters, of_molecules = self.conv.weight.chunk(2, dim=1)
-        states = F.conv1d(F.pad(characters.transpose(1, 2), self.padding), of_characters, self.conv.bias)
-        states = states.transpose(1, 2) + self._repeated(molecules, of_molecules)
-        return self.dropout(self.LayerNorm(self.activation(states)))
+        if fused := kernels(characters):
+            taps = of_characters.permute(2, 1, 0).to(characters.dtype).contiguous()
+            states = fused.WindowProducts.apply(characters, taps, self.padding[0])
+            states = states + self._repeated(molecules, of_molecules, self.conv.bias)
+        else:
+            states = F.conv1d(F.pad(characters.transpose(1, 2), self.padding), of_characters, self.conv.bias)
+            states = states.transpose(1, 2) + self._repeated(molecules, of_molecules)
+        return self.dropout(normalized(self.LayerNorm, self.activation(states)))
 
-    def _repeated(self, molecules, weight):
-        """The convolution over molecules, repeated: (B, M, D), weight (D, D, width) -> (B, S, D)."""
-        taps, total = weight.unbind(-1), 0
+    def _repeated(self, molecules, weight, bias=None):
+        """The convolution over molecules, repeated: (B, M, D), weight (D, D, width), bias (D,) -> (B, S, D)."""
+        taps, total = weight.permute(2, 0, 1).contiguous().unbind(), 0
         for offset in (-1, 0, 1):
             # Of the j-th character of a molecule, the taps that see the molecule before, its own, or the one behind it.
             seen = [
@@ -304,7 +374,10 @@ class MoleculesToCharacters(nn.Module):
                 for j in range(self.rate)
             ]
             reached = [j for j in range(self.rate) if seen[j]]
-            part = F.linear(molecules, torch.cat([sum(seen[j][1:], seen[j][0]) for j in reached]))
+            added = (
+                None if bias is None or offset else bias.repeat(self.rate)
+            )  # its own molecule reaches every character
+            part = F.linear(molecules, torch.cat([sum(seen[j][1:], seen[j][0]) for j in reached]), added)
             part = part.unflatten(-1, (len(reached), -1))
             part = part[:, 1:] if offset == 1 else part[:, :-1] if offset == -1 else part
             around = (reached[0], self.rate - 1 - reached[-1], max(0, -offset), max(0, offset))

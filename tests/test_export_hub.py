@@ -14,7 +14,8 @@ from domain_canine.errors import UserError
 # Of a run that has ended: the model, what says how good it is, and the card.
 MODEL = {
     "config.json", "model.safetensors", "added_tokens.json", "tokenizer_config.json", "completion_domain_canine.py",
-    "configuration_domain_canine.py", "embedding_domain_canine.py", "layers_domain_canine.py", "modeling_domain_canine.py",
+    "configuration_domain_canine.py", "embedding_domain_canine.py",
+    "fused_attention_domain_canine.py", "fused_domain_canine.py", "layers_domain_canine.py", "modeling_domain_canine.py",
     "normalization_domain_canine.py", "pipeline_domain_canine.py", "scoring_domain_canine.py",
     "tokenization_domain_canine.py",
 }  # fmt: skip

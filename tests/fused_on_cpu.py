@@ -1,0 +1,130 @@
+"""The fused kernels against float64, run by Triton's interpreter; started by test_fused.py.
+
+    TRITON_INTERPRET=1 python tests/fused_on_cpu.py
+
+bf16 is left to the GPU: the interpreter has no products of it.
+"""
+
+import torch
+from conftest import SMALL
+from torch.nn import functional as F
+
+from benchmarks.train_step import make_batches, our_side
+from domain_canine import fused_domain_canine as fused
+from domain_canine import layers_domain_canine as layers
+from domain_canine.configuration_domain_canine import DomainCanineConfig
+from domain_canine.fused_attention_domain_canine import Attention
+from domain_canine.sample import sample_names
+
+ALLOWED = {torch.float32: 1e-5, torch.float16: 5e-3}  # of the norm
+# Names, queries, keys, heads, width of a head: several names a tile and one, and queries that are not the keys.
+SHAPES = [
+    (7, 6, 6, 3, 16), (5, 5, 6, 2, 64), (3, 20, 20, 2, 16), (4, 3, 20, 2, 16), (3, 40, 40, 2, 16), (2, 64, 64, 1, 32),
+    (9, 3, 3, 2, 16), (2, 7, 40, 2, 16),
+]  # fmt: skip
+
+
+def same(mine, reference, *given) -> None:
+    """Values and all gradients, in either precision."""
+    for dtype, allowed in ALLOWED.items():
+        one = [each.to(dtype, copy=True).requires_grad_() for each in given]
+        other = [each.detach().double().requires_grad_() for each in one]
+        outs = mine(*one), reference(*other)
+        into = torch.randn_like(outs[0])
+        outs[0].backward(into), outs[1].backward(into.double())
+        for a, b in zip([outs[0], *(each.grad for each in one)], [outs[1], *(each.grad for each in other)]):
+            assert (a.double() - b).norm() <= allowed * b.norm(), (dtype, [tuple(each.shape) for each in given])
+
+
+def attention_is_that_of_pytorch() -> None:
+    for names, queries, keys, heads, size in SHAPES:
+        width, own = heads * size, queries == keys
+        mask = torch.rand(names, keys) > 0.3
+        mask[:, 0] = True
+
+        def bias(dtype, mask=mask):
+            return torch.zeros(mask.shape, dtype=dtype).masked_fill(~mask, float("-inf"))[:, None, None]
+
+        def mine(states, asked=None, bias=bias, heads=heads):
+            return Attention.apply(asked, states, bias(states.dtype), heads, 0.0)
+
+        def reference(states, asked=None, bias=bias, heads=heads, width=width):
+            parts = states.split(width, -1)
+            parts = (parts[0] if asked is None else asked, *parts[-2:])
+            query, key, value = (each.unflatten(-1, (heads, -1)).transpose(1, 2) for each in parts)
+            out = F.scaled_dot_product_attention(query, key, value, attn_mask=bias(states.dtype))
+            return out.transpose(1, 2).flatten(2)
+
+        given = [torch.randn(names, keys, (3 if own else 2) * width)]
+        same(mine, reference, *given, *([] if own else [torch.randn(names, queries, width)]))
+
+
+def the_others_are_what_they_stand_for() -> None:
+    def normed(states, added, residual, weight, bias):
+        return fused.ResidualNorm.apply(states, added, residual, weight, bias, 1e-12, 0.0)
+
+    for rows, width in ((3, 768), (4, 48), (70, 48)):
+        vectors = [torch.randn(width) for _ in range(3)]
+        states, residual = torch.randn(2, rows, width)
+        same(
+            normed, lambda x, added, r, weight, bias, width=width: F.layer_norm(x + added + r, (width,), weight, bias, 1e-12),
+            states, vectors[0], residual, *vectors[1:],
+        )  # fmt: skip
+        same(
+            lambda x, weight, bias: normed(x, None, None, weight, bias),
+            lambda x, weight, bias, width=width: F.layer_norm(x, (width,), weight, bias, 1e-12), states, *vectors[1:],
+        )  # fmt: skip
+    for rows, width in ((17, 1100), (3, 48)):
+        same(fused.BiasGelu.apply, lambda x, added: F.gelu(x + added), torch.randn(2, rows, width), torch.randn(width))
+    same(
+        lambda x, taps: fused.WindowProducts.apply(x, taps, 1),
+        lambda x, taps: F.conv1d(F.pad(x.mT, (1, 2)), taps.permute(2, 1, 0)).mT,
+        torch.randn(3, 8, 32), torch.randn(4, 32, 24),
+    )  # fmt: skip
+
+
+def dropout_is_drawn_alike_both_ways() -> None:
+    """By differences, of one seed; and it drops the share that is asked for."""
+    draws, torch.randint = torch.randint, lambda *size, **options: torch.tensor([12345])
+    bias, width, step = torch.zeros(3, 1, 1, 6), 48, 1e-2
+    vectors = torch.randn(3, width)
+    for run, shape in (
+        (lambda x: Attention.apply(None, x, bias, 2, 0.3), (3, 6, 3 * 32)),
+        (lambda x: fused.ResidualNorm.apply(x, vectors[0], x.flip(0), *vectors[1:], 1e-12, 0.3), (50, width)),
+    ):
+        states, along = torch.randn(shape, requires_grad=True), torch.randn(shape)
+        out = run(states)
+        into = torch.randn_like(out)
+        out.backward(into)
+        with torch.no_grad():
+            difference = ((run(states + step * along) - run(states - step * along)) / (2 * step) * into).sum()
+        assert torch.isclose((states.grad * along).sum(), difference, rtol=1e-2), (states.grad * along).sum()
+    torch.randint = draws
+    one, zero = torch.ones(256), torch.zeros(256)
+    kept = fused.ResidualNorm.apply(torch.ones(400, 256), None, None, one, zero, 1e-12, 0.3) > 0
+    assert abs(kept.float().mean() - 0.7) < 5e-3
+
+
+def a_model_has_the_loss_and_gradients_that_it_has_without() -> None:
+    config = SMALL | {"hidden_size": 64, "num_attention_heads": 2}
+    side = our_side(DomainCanineConfig(**config, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0), "cpu")
+    there = layers._kernels()
+    for batch in make_batches(sample_names(3000), 8, 3, False)[0]:
+        found = []
+        for kernels in (None, there):
+            layers.kernels = lambda states, kernels=kernels: kernels
+            side.optimizer.zero_grad()
+            loss = side.loss(batch)
+            loss.backward()
+            found.append([loss.detach(), *(parameter.grad.clone() for parameter in side.model.parameters())])
+        for one, other in zip(*found):
+            assert (one - other).norm() <= 1e-4 * one.norm() + 1e-5  # the keys' bias has none
+
+
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    attention_is_that_of_pytorch()
+    the_others_are_what_they_stand_for()
+    dropout_is_drawn_alike_both_ways()
+    a_model_has_the_loss_and_gradients_that_it_has_without()
+    print("all alike")
