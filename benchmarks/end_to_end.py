@@ -4,10 +4,10 @@
     python -m benchmarks.end_to_end --size small --batch 512 --accumulation 1 --steps 20
     python -m benchmarks.end_to_end --narrow --batch 4 --steps 400
 
-The command runs twice: once to prepare the names, and then for the time between its log entries, but for the first,
-so that neither start nor end counts. The bare step is that of ``benchmarks.train_step`` with the very batches that the
-command was timed with. A window of 64 steps has short and long names in their proportion, fewer steps may not. On CUDA
-the share of the time that the first GPU is busy is told too, as nvidia-smi samples it.
+The command runs twice: once to prepare the names, and then for the time between its log entries, but for the first
+ones, so that neither start nor end counts. The bare step is that of ``benchmarks.train_step`` with the very batches
+that the command was timed with. A window of 64 steps has short and long names in their proportion, fewer steps may not.
+On CUDA the share of the time that the first GPU is busy is told too, as nvidia-smi samples it.
 
 ``--narrow`` keeps a size's layers and parameters in number, but not in width: with few names a batch hardly anything is
 computed, and what is left of a step on a CPU is what a GPU waits for, Python and PyTorch's calls.
@@ -27,7 +27,7 @@ import torch
 
 from benchmarks.data_path import tell
 from benchmarks.launched import Launched
-from benchmarks.train_step import load_names, name_of, on, our_side
+from benchmarks.train_step import load_names, name_of, on, our_side, with_items
 from domain_canine.batches import NameBatches
 from domain_canine.configuration_domain_canine import DomainCanineConfig
 from domain_canine.corpus import load_corpus
@@ -37,7 +37,8 @@ from domain_canine.prepare import Settings
 from domain_canine.pretrained import SIZES
 
 CORPUS = 255_000_000  # names of the published data, of which 90% are an epoch
-EVERY = {"cpu": 4, "cuda": 64}  # steps of a log entry; those of the first are not timed
+EVERY = {"cpu": 4, "cuda": 64}  # steps of a log entry
+BEFORE = {"cpu": 1, "cuda": 3}  # entries that are not timed; on CUDA kernels are compiled and steps recorded meanwhile
 STEPS = {"cpu": 64, "cuda": 512}
 ROUNDS = {"cpu": 1, "cuda": 3}  # of the bare step
 NARROW = {"hidden_size": 48, "intermediate_size": 48, "num_hash_buckets": 2048, "num_attention_heads": 12}
@@ -96,24 +97,28 @@ def bare(names: Path, steps: range, parsed) -> float:
     )  # fmt: skip
     micro_steps = range(steps.start * parsed.accumulation, steps.stop * parsed.accumulation)
     epoch = made.plan.steps * parsed.accumulation
-    batches = on(parsed.device, [made[divmod(step, epoch)] for step in micro_steps])
+    batches = on(parsed.device, with_items([made[divmod(step, epoch)] for step in micro_steps]))
     config = DomainCanineConfig(**SIZES[parsed.size] | (NARROW if parsed.narrow else {}))
-    side = our_side(config, parsed.device, compiled)
-    side.names_per_s(batches[: 2 * parsed.accumulation], parsed.accumulation)
+    recorded = parsed.device == "cuda" and not (compiled or "--no_cuda_graphs" in parsed.flags)
+    side = our_side(config, parsed.device, compiled, None, recorded)
+    # As far as the command was when its time began: what is recorded or compiled is.
+    side.names_per_s(batches if recorded or compiled else batches[: 2 * parsed.accumulation], parsed.accumulation)
     rounds = range(ROUNDS[parsed.device])
     return statistics.median(side.names_per_s(batches, parsed.accumulation) for _ in rounds)
 
 
 def measure(names: list[str], parsed) -> dict:
-    every = EVERY[parsed.device]
+    every, before = EVERY[parsed.device], BEFORE[parsed.device]
     entries = -(-(parsed.steps or STEPS[parsed.device]) // every)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "names.txt"
         file.write_text("\n".join(names) + "\n")
         launch(file, Path(folder), 1, 1, parsed)  # prepares the names, into the cache
         with Busy() as busy:
-            rate = statistics.harmonic_mean(launch(file, Path(folder), every * (1 + entries), every, parsed)[1:])
-        step = bare(file, range(every, every * (1 + entries)), parsed)
+            rate = statistics.harmonic_mean(
+                launch(file, Path(folder), every * (before + entries), every, parsed)[before:]
+            )
+        step = bare(file, range(every * before, every * (before + entries)), parsed)
     a_step = parsed.batch * parsed.accumulation
     found = {
         "size": parsed.size, "device": name_of(parsed.device), "batch": parsed.batch,

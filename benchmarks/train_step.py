@@ -31,6 +31,7 @@ from domain_canine.errors import run
 from domain_canine.masking import IGNORED, DataCollatorForCodePointMasking
 from domain_canine.modeling_domain_canine import DomainCanineForMaskedLM, DomainCanineLMHead
 from domain_canine.pretrained import SIZES
+from domain_canine.recorded import RecordedSteps, largest_pass
 from domain_canine.sample import sample_names
 from domain_canine.sampling import slots
 from domain_canine.table import spans, table_of
@@ -81,22 +82,31 @@ class Side:
 
     Args:
         loss: of a batch on the device.
+        recorded: forward and backward passes are replayed as CUDA graphs.
     """
 
-    def __init__(self, model: nn.Module, device: str, loss):
+    def __init__(self, model: nn.Module, device: str, loss, recorded: bool = False):
         self.model, self.device, self.loss = model.to(device).train(), device, loss
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, weight_decay=0.01, fused=True)
+        self.micro_step = self._micro_step
+        if recorded:
+            device = torch.device(device)
+            self.micro_step = RecordedSteps(model.parameters(), self._micro_step, device, largest_pass(device))
+
+    def _micro_step(self, batch):
+        with torch.autocast(self.device, torch.bfloat16, enabled=self.device == "cuda"):
+            loss = self.loss(batch)
+        loss.backward()
+        return (loss.detach(),)
 
     def step(self, *micro_batches: dict[str, torch.Tensor]) -> torch.Tensor:
-        """One step; the loss of its last micro-batch."""
+        """One step; the loss of its last micro-batch, until the next step."""
         for batch in micro_batches:
-            with torch.autocast(self.device, torch.bfloat16, enabled=self.device == "cuda"):
-                loss = self.loss(batch)
-            loss.backward()
+            (loss,) = self.micro_step(batch)
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return loss.detach()
+        return loss
 
     def names_per_s(self, batches: list[dict[str, torch.Tensor]], accumulation: int = 1) -> float:
         wait(self.device)
@@ -112,14 +122,22 @@ def wait(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def our_side(config: DomainCanineConfig, device: str, compiled: bool = False, mode: str | None = None) -> Side:
+def our_side(
+    config: DomainCanineConfig, device: str, compiled: bool = False, mode: str | None = None, recorded: bool = False
+) -> Side:
     torch.manual_seed(0)
     model = DomainCanineForMaskedLM(config)
     called = model
     if compiled:
         torch._dynamo.config.recompile_limit = 64
         called = torch.compile(model, dynamic=False, fullgraph=True, mode=mode)
-    return Side(model, device, lambda batch: called(**batch).loss)
+    return Side(model, device, lambda batch: called(**batch).loss, recorded)
+
+
+def asked_side(config: DomainCanineConfig, parsed: argparse.Namespace) -> Side:
+    """Ours, compiled or recorded as the flags say."""
+    recorded = parsed.device == "cuda" and not (parsed.torch_compile or parsed.no_cuda_graphs)
+    return our_side(config, parsed.device, parsed.torch_compile, parsed.torch_compile_mode, recorded)
 
 
 def stock_side(config: DomainCanineConfig, device: str) -> Side:
@@ -150,6 +168,11 @@ def on(device: str, batches: list[dict]) -> list[dict]:
         {name: values.to(device) if torch.is_tensor(values) else values for name, values in batch.items()}
         for batch in batches
     ]
+
+
+def with_items(batches: list[dict]) -> list[dict]:
+    """What the loss of each is divided by: of a part of one, too."""
+    return [batch | {"num_items_in_batch": (batch["labels"] != IGNORED).sum().clamp(min=1)} for batch in batches]
 
 
 def peak_memory(device: str) -> float:
@@ -193,13 +216,13 @@ def compare(names: list[str], parsed: argparse.Namespace, size: int) -> dict[str
     """Both sides on the same names, by turns."""
     config, device = DomainCanineConfig(**SIZES[parsed.size]), parsed.device
     batches, collated = make_batches(names, size, parsed.batches, parsed.fixed_shapes)
-    mine, theirs = on(device, batches), on(device, [as_stock(batch) for batch in batches])
-    ours = our_side(config, device, parsed.torch_compile, parsed.torch_compile_mode)
-    for batch in mine:
+    mine, theirs = on(device, with_items(batches)), on(device, [as_stock(batch) for batch in batches])
+    ours = asked_side(config, parsed)
+    for batch in mine * 2:  # a second time, for shapes to be recorded
         ours.step(batch)
     memory = peak_memory(device)
     launches = {}
-    if not parsed.torch_compile:
+    if not (parsed.torch_compile or isinstance(ours.micro_step, RecordedSteps)):
         with operations.Launches() as launched:
             ours.step(mine[0])
         launches = {"launches": launched.count}
@@ -233,9 +256,9 @@ def sweep(names: list[str], parsed: argparse.Namespace) -> list[dict[str, float]
         if device == "cuda":
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
-        ours, mine = our_side(config, device, parsed.torch_compile, parsed.torch_compile_mode), on(device, batches)
+        ours, mine = asked_side(config, parsed), on(device, with_items(batches))
         try:
-            for batch in mine:
+            for batch in mine * 2:
                 ours.step(batch)
             rate = statistics.median(ours.names_per_s(mine) for _ in range(parsed.rounds))
         except torch.cuda.OutOfMemoryError:
@@ -249,10 +272,10 @@ def sweep(names: list[str], parsed: argparse.Namespace) -> list[dict[str, float]
 
 def profile(names: list[str], parsed: argparse.Namespace, size: int) -> None:
     """A trace for chrome://tracing, and the operators that take longest."""
-    batches = on(parsed.device, make_batches(names, size, parsed.batches, parsed.fixed_shapes)[0])
+    batches = on(parsed.device, with_items(make_batches(names, size, parsed.batches, parsed.fixed_shapes)[0]))
     config = DomainCanineConfig(**SIZES[parsed.size])
-    ours = our_side(config, parsed.device, parsed.torch_compile, parsed.torch_compile_mode)
-    for batch in batches:
+    ours = asked_side(config, parsed)
+    for batch in batches * 2:
         ours.step(batch)
     with torch.profiler.profile() as profiler:
         ours.names_per_s(batches[:4])
@@ -271,7 +294,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--fixed_shapes", action="store_true", help="batches in few shapes, as for compiled kernels")
     parser.add_argument("--torch_compile", action="store_true", help="ours compiled, for fixed shapes")
-    parser.add_argument("--torch_compile_mode", help="as of torch.compile: default, reduce-overhead, max-autotune")
+    parser.add_argument("--torch_compile_mode", help="as of torch.compile, such as max-autotune-no-cudagraphs")
+    parser.add_argument("--no_cuda_graphs", action="store_true", help="ours started kernel by kernel on CUDA")
     parser.add_argument("--sweep", action="store_true", help="our side alone, at growing batches")
     parser.add_argument(
         "--profile", type=Path, help="our side alone: write a trace there, and tell where the time goes"

@@ -82,6 +82,7 @@ REFUSED = {
     "bf16_full_eval": "evaluation runs in the precision of the training",
     "eval_on_start": "a resume would make that evaluation again",
 }
+OWN_GRAPHS = ("reduce-overhead", "max-autotune")  # modes of torch.compile
 
 
 @dataclass
@@ -221,6 +222,7 @@ class DomainTrainingArguments(TrainingArguments):
     project: str = flag("domain-canine-pretrain", "Weights & Biases project.")
     use_wandb: bool = flag(False, "Log to Weights & Biases; offline where there is no login.")
     no_mixed_precision: bool = flag(False, "Compute in fp32 even where the device could do bf16 or fp16.")
+    no_cuda_graphs: bool = flag(False, "Start each kernel of a step anew, where a recorded step could be replayed.")
     resume_from_checkpoint: str | None = flag(
         None, "Go on from this checkpoint; without a path, from the newest in --output_dir.",
         aliases=["--resume_from"], nargs="?", const="newest",
@@ -248,6 +250,11 @@ class DomainTrainingArguments(TrainingArguments):
         for name, why in REFUSED.items():
             if getattr(self, name):
                 raise UserError(f"--{name} is not for this program: {why}")
+        if self.torch_compile_mode in OWN_GRAPHS:
+            raise UserError(
+                f"--torch_compile_mode {self.torch_compile_mode} is not for this program: its CUDA graphs overwrite "
+                "the gradients of the micro-step before; a GPU replays recorded steps without --torch_compile"
+            )
         if self.early_stopping_patience and self.eval_strategy == "no":
             self.early_stopping_patience = 0
         self._choose_precision()
@@ -292,6 +299,18 @@ class DomainTrainingArguments(TrainingArguments):
         if self.dataloader_num_workers == 0:
             self.dataloader_prefetch_factor = None
             self.dataloader_persistent_workers = False
+
+    @property
+    def records_steps(self) -> bool:
+        """Whether micro-steps are replayed as CUDA graphs.
+
+        Not where PyTorch looks at the host within a step: the scale of fp16, the random state of checkpointing; nor in
+        what torch.compile makes, which has graphs of its own, nor with several GPUs, whose gradients travel meanwhile.
+        """
+        # The former is the latter's old name, which transformers 5.18 does not know yet.
+        checkpointing = self.gradient_checkpointing or getattr(self, "activation_checkpointing", None)
+        unfit = self.no_cuda_graphs or self.fp16 or checkpointing or self.torch_compile or self.full_determinism
+        return self.device.type == "cuda" and self.world_size == 1 and not unfit
 
     @property
     def precision(self) -> str:

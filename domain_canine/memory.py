@@ -8,6 +8,7 @@ from accelerate.utils.memory import should_reduce_batch_size
 
 from .batches import needed
 from .errors import UserError
+from .recorded import cut, largest_pass
 from .tokenization_domain_canine import CLS
 
 
@@ -53,15 +54,22 @@ def _fits(trainer) -> bool:
 
 def _try(trainer) -> None:
     args, model = trainer.args, trainer.model.train()
-    batch = {name: values.to(args.device) for name, values in _largest(trainer.train_dataset).items()}
+    batch = _largest(trainer.train_dataset)
+    if args.records_steps:
+        batch = next(cut(batch, largest_pass(args.device)))
+        torch.cuda.reset_peak_memory_stats()
+    batch = {name: values.to(args.device) for name, values in batch.items()}
     # AdamW's two moments, and between several processes the buckets that gradients travel in.
     size = sum(parameter.numel() for parameter in model.parameters()) * (2 + (args.world_size > 1))
-    reserved = torch.empty(size, device=args.device)
-    for _ in range(min(2, args.gradient_accumulation_steps)):  # the second beside the gradients of the first
+    held = [torch.empty(size, device=args.device)]
+    # The second pass is beside the gradients of the first, and beside what a record of it holds.
+    for _ in range(2 if args.records_steps else min(2, args.gradient_accumulation_steps)):
         with trainer.accelerator.autocast():
             loss = model(**batch).loss
         loss.backward()
-    del reserved
+        if args.records_steps and len(held) == 1:
+            of_a_pass = torch.cuda.max_memory_allocated() - torch.cuda.memory_allocated()
+            held.append(torch.empty(of_a_pass, dtype=torch.uint8, device=args.device))
 
 
 def _largest(batches) -> dict[str, torch.Tensor]:

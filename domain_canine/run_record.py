@@ -26,7 +26,7 @@ TOLD = (
 # Where a run computes, writes and reports, and what is told beside the arguments: nothing that makes the weights.
 _ELSEWHERE = re.compile(
     r"output_dir|dataset(_column)?|(train|validation)_file|label_column|model_name_or_path|model_size|resume_from_checkpoint|allow_changed_run|run_name"
-    r"|use_wandb|use_cpu|no_mixed_precision|bf16|fp16|tf32|disable_tqdm|greater_is_better|local_rank|debug|project"
+    r"|use_wandb|use_cpu|no_mixed_precision|no_cuda_graphs|bf16|fp16|tf32|disable_tqdm|greater_is_better|local_rank|debug|project"
     r"|(hub|push|dataloader|ddp|log|logging|save|trackio|do|fsdp|report|accelerator|parallelism)_.*"
     r"|per_device_eval_batch_size|fsdp|ignore_data_skip|names a step|slots a step|content of the names"
 )

@@ -119,7 +119,7 @@ def _model_row(model, arguments) -> tuple[str, str]:
 def _run_rows(args, steps_per_epoch: int | None, objective: str, from_random_weights: bool) -> list[tuple[str, str]]:
     batch, accumulation, ranks = args.per_device_train_batch_size, args.gradient_accumulation_steps, args.world_size
     device = torch.cuda.get_device_name(args.device) if args.device.type == "cuda" else args.device.type
-    tf32 = ", TF32 for fp32 matrix products" if args.tf32 else ""
+    how = args.precision + ", TF32 for fp32 matrix products" * bool(args.tf32) + ", CUDA graphs" * args.records_steps
     steps = f"{args.max_steps:,}"
     if steps_per_epoch:
         epochs = args.num_train_epochs
@@ -128,7 +128,10 @@ def _run_rows(args, steps_per_epoch: int | None, objective: str, from_random_wei
     warmup = args.get_warmup_steps(planned)
     rows = [
         ("objective", objective),
-        ("device", f"{ranks} x {device}, {args.precision}{tf32}, {args.dataloader_num_workers} loader worker(s)"),
+        (
+            "device",
+            f"{ranks} x {device}, {how}, {args.dataloader_num_workers} loader worker(s)",
+        ),
         (
             "batch",
             f"{batch} names x {accumulation} accumulated x {ranks} = {batch * accumulation * ranks:,} names a step",

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -14,6 +14,7 @@ from . import checkpoints
 from .errors import UserError, first_line
 from .guards import poisoned
 from .masking import IGNORED
+from .recorded import RecordedSteps, largest_pass
 from .reporting import make_unfailing
 from .resumable import CANNOT_WRITE, EvaluationInterrupted, ResumableTrainer
 from .run_folder import agreed
@@ -27,6 +28,7 @@ class DomainTrainer(ResumableTrainer):
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
+        self.recorded: RecordedSteps | None = None
         make_unfailing(self)
 
     # ---- loss
@@ -37,12 +39,36 @@ class DomainTrainer(ResumableTrainer):
         return self.begin_step(batch_samples, items.to(device, non_blocking=True))
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        items = num_items_in_batch.clamp(min=1)
+        loss, outputs, nats, weight = self._losses(model, inputs, num_items_in_batch)
+        self.meter.add(nats, weight)
+        return (loss, outputs) if return_outputs else loss
+
+    def _losses(self, model, inputs, items):
+        """What to go back from, the outputs, and what the meter adds up: nats, and the weight of the targets."""
+        items = items.clamp(min=1)
         outputs = model(**inputs, num_items_in_batch=items)
-        self.meter.add((outputs.loss * items).detach(), target_weight(inputs))
         # Gradients are averaged over the processes, while the loss is divided by the items of all of them.
         loss = poisoned(outputs.loss * self.accelerator.num_processes)
-        return (loss, outputs) if return_outputs else loss
+        return loss, outputs, (outputs.loss * items).detach(), target_weight(inputs)
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        if not self.args.records_steps:
+            return super().training_step(model, inputs, num_items_in_batch)
+        model.train()
+        if self.recorded is None:
+            self.recorded = RecordedSteps(
+                model.parameters(), partial(self._step, model), self.args.device, largest_pass(self.args.device)
+            )
+        loss, nats, weight = self.recorded({**inputs, "items": num_items_in_batch})
+        self.meter.add(nats, weight)
+        return loss
+
+    def _step(self, model, batch):
+        """Forward and backward pass of a micro-batch, of which nothing but these sums is needed any more."""
+        inputs = {name: each for name, each in batch.items() if name != "items"}
+        loss, _, nats, weight = self._losses(model, inputs, batch["items"])
+        self.accelerator.backward(loss)
+        return loss.detach(), nats, weight
 
     @cached_property
     def _operations_a_slot(self):

@@ -1,6 +1,7 @@
 import json
 
 import pytest
+import torch
 import yaml
 
 from domain_canine.arguments import DataArguments, DomainTrainingArguments, ModelArguments, Parser, code_point
@@ -82,6 +83,25 @@ def test_precision_follows_the_device(monkeypatch):
     assert chosen == [("bf16", True), ("fp16", None), ("fp32", True), ("fp32", None)]
 
 
+@pytest.mark.parametrize(
+    "flags, processes, records",
+    [
+        ("", 1, True), ("--bf16", 1, True), ("--no_mixed_precision", 1, True), ("--no_cuda_graphs", 1, False),
+        ("--fp16", 1, False), ("--gradient_checkpointing", 1, False),
+        ("--activation_checkpointing", 1, False), ("--torch_compile", 1, False), ("--full_determinism", 1, False),
+        ("", 2, False),
+    ],
+)  # fmt: skip
+def test_steps_are_recorded_where_nothing_looks_at_the_host(monkeypatch, flags, processes, records):
+    monkeypatch.setattr("transformers.TrainingArguments.__post_init__", lambda self: setattr(self, "_n_gpu", 1))
+    args = parse(*flags.split())[2]
+    monkeypatch.setattr(type(args), "device", torch.device("cuda"))
+    monkeypatch.setattr(type(args), "world_size", processes)
+    assert args.records_steps is records
+    monkeypatch.setattr(type(args), "device", torch.device("cpu"))
+    assert not args.records_steps
+
+
 def test_resume_without_a_path_means_the_newest():
     assert parse("--resume_from_checkpoint")[2].resume_from_checkpoint == "newest"
 
@@ -141,6 +161,7 @@ def test_a_file_of_arguments(tmp_path, suffix):
         ("--hub_strategy every_save", "invalid choice"),
         ("--metric_for_best_model bleu", "invalid choice: 'bleu'"),
         ("--bf16 --no_mixed_precision", "contradict each other"),
+        ("--torch_compile_mode reduce-overhead", "overwrite the gradients .* without --torch_compile"),
         ("--early_stopping_patience -1", "must not be negative"),
         ("--save_strategy epoch", "invalid choice: 'epoch'"),
         ("--eval_strategy sometimes", "invalid choice: 'sometimes'"),

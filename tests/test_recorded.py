@@ -1,0 +1,164 @@
+"""Steps that are replayed: by a graph that runs again what it recorded, on the processor."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from small_runs import assert_equal, entries, make_trainer, weights
+from torch import nn
+
+from domain_canine import recorded
+from domain_canine.errors import UserError
+from domain_canine.recorded import Record, RecordedSteps
+
+
+class Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.used, self.unused = nn.Linear(3, 1), nn.Linear(3, 1)
+
+    def micro_step(self, batch):
+        loss = self.used(batch["input_ids"]).square().sum()
+        loss.backward()
+        return (loss.detach(),)
+
+
+class Replayed(RecordedSteps):
+    """Counts what runs as it is, and what is replayed."""
+
+    def __init__(self, model, largest: int = 1000):
+        super().__init__(model.parameters(), self._counted, torch.device("cpu"), largest)
+        self.model, self.ran, self.replays = model, 0, 0
+
+    def _counted(self, batch):
+        self.ran += 1
+        return self.model.micro_step(batch)
+
+    def _record(self, batch):
+        made = (torch.zeros(()),)
+
+        def replay():
+            self.replays += 1
+            made[0].copy_(self.model.micro_step(batch)[0])
+
+        return Record(SimpleNamespace(replay=replay), batch, made)
+
+
+def batch(rows: int) -> dict:
+    return {"input_ids": torch.randn(rows, 3), "ascii_only": True}
+
+
+def run(steps, model, micro_step):
+    """Losses, and weights in the end."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    losses = []
+    for micro_batches in steps:
+        losses += [micro_step(each)[0].item() for each in micro_batches]
+        optimizer.step()
+        model.zero_grad()
+    return losses, [each.detach().clone() for each in model.parameters()]
+
+
+def test_replayed_steps_add_up_and_begin_anew_like_others():
+    torch.manual_seed(0)
+    model, other = Model(), Model()
+    other.load_state_dict(model.state_dict())
+    steps = [[batch(rows) for rows in sizes] for sizes in ((4, 4), (2, 4), (4, 2), (2, 2), (4, 4))]
+    replayed = Replayed(model)
+    (losses, weights), (expected, others) = run(steps, model, replayed), run(steps, other, other.micro_step)
+    assert losses == expected and all(map(torch.equal, weights, others))
+    # Of either shape the first is run.
+    assert (replayed.ran, replayed.replays) == (2, 8)
+
+
+def test_what_has_no_gradient_gets_none():
+    """AdamW would let it decay."""
+    replayed = Replayed(Model())
+    for _ in range(3):
+        replayed(batch(2))
+    assert replayed.model.unused.weight.grad is None and replayed.model.used.weight.grad is not None
+
+
+def test_ever_new_shapes_are_not_recorded(monkeypatch):
+    monkeypatch.setattr(recorded, "MOST", 2)
+    replayed = Replayed(Model())
+    for rows in (1, 1, 2, 2, 3, 3, 3):
+        replayed(batch(rows))
+    assert (replayed.ran, replayed.replays) == (5, 2)
+
+
+def test_a_large_batch_takes_several_passes_that_add_up():
+    torch.manual_seed(0)
+    model, other = Model(), Model()
+    other.load_state_dict(model.state_dict())
+    steps = [[batch(16), batch(7)] for _ in range(3)]
+    replayed = Replayed(model, largest=12)  # four rows
+    (losses, weights), (expected, others) = run(steps, model, replayed), run(steps, other, other.micro_step)
+    assert losses == pytest.approx(expected)
+    for one, reference in zip(weights, others):
+        torch.testing.assert_close(one, reference)
+    # 4 + 4 + 4 + 4, 4 + 3: the first of either size is run.
+    assert (replayed.ran, replayed.replays) == (2, 16)
+
+
+def test_parts_have_all_rows_and_what_belongs_to_none():
+    given = {"input_ids": torch.arange(30).view(10, 3), "labels": torch.arange(10), "items": torch.tensor(5.0)}
+    parts = list(recorded.cut(given, 9))
+    assert [len(part["labels"]) for part in parts] == [3, 3, 3, 1]
+    assert torch.equal(torch.cat([part["input_ids"] for part in parts]), given["input_ids"])
+    assert all(part["items"] == 5 for part in parts)
+    assert [len(part["labels"]) for part in recorded.cut(given, 1)] == [1] * 10
+
+
+@pytest.mark.parametrize("changed", [{"ascii_only": False}, {"input_ids": torch.ones(2, 3, 1)}])
+def test_another_shape_or_promise_is_another_record(changed):
+    replayed = Replayed(Model())
+    replayed.model.micro_step = lambda batch: (torch.zeros(()),)
+    for each in (batch(2), batch(2), batch(2) | changed, batch(2) | changed):
+        replayed(each)
+    assert (replayed.ran, replayed.replays) == (2, 2)
+
+
+def record_on_the_processor(self, batch):
+    made = tuple(each.clone() for each in [torch.zeros(()), torch.zeros(()), torch.zeros(())])
+
+    def replay():
+        for each, new in zip(made, self.run(batch)):
+            each.copy_(new)
+
+    return Record(SimpleNamespace(replay=replay), batch, made)
+
+
+def test_a_run_that_replays_is_the_run_that_does_not(tmp_path, monkeypatch):
+    """Weights and log, to the bit: with dropout, accumulation and a short last step."""
+    runs = []
+    for records in (False, True):
+        trainer = make_trainer(tmp_path / str(records), eval_strategy="epoch")
+        monkeypatch.setattr(type(trainer.args), "records_steps", records)
+        monkeypatch.setattr("domain_canine.trainer.largest_pass", lambda device: 10_000)
+        monkeypatch.setattr(RecordedSteps, "_record", record_on_the_processor)
+        trainer.train()
+        runs.append((weights(trainer), entries(trainer, "loss"), entries(trainer, "eval_loss")))
+    assert any(trainer.recorded.records.values())
+    (one, *logs), (other, *replayed) = runs
+    assert logs == replayed
+    assert_equal(one, other)
+
+
+def test_a_step_that_cannot_be_recorded_says_what_to_do(monkeypatch):
+    class Graph:
+        def __init__(self, *args, **options):
+            pass
+
+        def __enter__(self):
+            raise RuntimeError("operation not permitted when stream is capturing\n more")
+
+        def __exit__(self, *error):
+            pass
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", Graph)
+    steps = RecordedSteps([], lambda batch: (torch.zeros(()),), torch.device("cpu"), 100)
+    steps(batch(2))
+    with pytest.raises(UserError, match="when stream is capturing\\); --no_cuda_graphs goes on without"):
+        steps(batch(2))
