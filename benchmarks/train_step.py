@@ -176,9 +176,9 @@ def with_items(batches: list[dict]) -> list[dict]:
 
 
 def peak_memory(device: str) -> float:
-    """MB: of the device, or of this process where that is a CPU."""
+    """MB: held of the device, by records too, or of this process where that is a CPU."""
     if device == "cuda":
-        return torch.cuda.max_memory_allocated() / 1e6
+        return torch.cuda.max_memory_reserved() / 1e6
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
 
 

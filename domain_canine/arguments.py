@@ -305,12 +305,19 @@ class DomainTrainingArguments(TrainingArguments):
         """Whether micro-steps are replayed as CUDA graphs.
 
         Not where PyTorch looks at the host within a step: the scale of fp16, the random state of checkpointing; nor in
-        what torch.compile makes, which has graphs of its own, nor with several GPUs, whose gradients travel meanwhile.
+        what torch.compile makes, nor with optimisers that have a part in it; nor where gradients travel meanwhile.
         """
+        if self.device.type != "cuda" or self.world_size > 1 or self.no_cuda_graphs:
+            return False
         # The former is the latter's old name, which transformers 5.18 does not know yet.
         checkpointing = self.gradient_checkpointing or getattr(self, "activation_checkpointing", None)
-        unfit = self.no_cuda_graphs or self.fp16 or checkpointing or self.torch_compile or self.full_determinism
-        return self.device.type == "cuda" and self.world_size == 1 and not unfit
+        takes_part = any(word in str(self.optim) for word in ("lomo", "layerwise", "schedule_free"))
+        sharded = any(
+            os.environ.get(f"ACCELERATE_USE_{kind}", "").lower() in ("true", "1", "yes")
+            for kind in ("FSDP", "DEEPSPEED")
+        )
+        unfit = self.fp16 or checkpointing or self.torch_compile or self.full_determinism
+        return not (unfit or takes_part or sharded or self.fsdp or self.deepspeed)
 
     @property
     def precision(self) -> str:

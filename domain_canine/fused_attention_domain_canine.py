@@ -9,6 +9,7 @@ Shapes: B names, N keys, Q queries, D width, H heads, E = D / H.
 """
 
 import torch
+from torch.autograd.function import once_differentiable
 
 try:  # so that transformers does not ask for it where a checkpoint's own files are loaded
     import triton
@@ -127,10 +128,10 @@ class Attention(torch.autograd.Function):
     """Softmax attention within each name, dropout of its weights included."""
 
     @staticmethod
-    def takes(states: torch.Size, heads: int) -> bool:
-        """Whether states (B, N, D) have few enough positions, and heads of a width that tiles can have."""
+    def takes(queries: torch.Size, states: torch.Size, heads: int) -> bool:
+        """Whether queries (B, Q, D) and states (B, N, D) fit a tile, and heads are of a width that tiles can have."""
         size = states[-1] // heads
-        return states[1] <= LONGEST and 16 <= size <= 128 and size & size - 1 == 0
+        return 0 < queries[1] <= LONGEST and states[1] <= LONGEST and 16 <= size <= 128 and size & size - 1 == 0
 
     @staticmethod
     def forward(ctx, queries, states, bias, heads: int, dropout: float):
@@ -150,6 +151,7 @@ class Attention(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, given):
         queries, states, bias, seed = ctx.saved_tensors
         width = given.shape[-1]

@@ -9,6 +9,7 @@ Shapes: D or F width, T rows.
 """
 
 import torch
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from .fused_attention_domain_canine import power
@@ -141,6 +142,7 @@ class ResidualNorm(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, given):
         states, added, residual, weight, seed, mean, scale = ctx.saved_tensors
         width, total = states.shape[-1], states.shape[:-1].numel()
@@ -212,6 +214,7 @@ class BiasGelu(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, given):
         states, added = ctx.saved_tensors
         width, total = states.shape[-1], states.shape[:-1].numel()
@@ -247,6 +250,7 @@ class WindowProducts(torch.autograd.Function):
         return out.unflatten(0, (names, -1))[:, :length]
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, given):
         rows, weights = ctx.saved_tensors
         taps = len(weights)

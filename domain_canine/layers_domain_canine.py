@@ -4,6 +4,7 @@ Shapes as in ``modeling_domain_canine``: B names, S slots, M = S / 4 molecules, 
 N keys and Q queries of an attention.
 """
 
+import warnings
 from functools import cache
 from types import SimpleNamespace
 
@@ -98,7 +99,7 @@ class DomainCanineSelfAttention(nn.Module):
         if queries.shape[1] == 1 and plain and not (eager or self.training):
             return self._of_one_query(self.query(queries), keys, bias), None
         fused = kernels(keys)
-        if fused and plain and not eager and fused.Attention.takes(keys.shape, self.heads):
+        if fused and plain and not eager and fused.Attention.takes(queries.shape, keys.shape, self.heads):
             query = None if queries is keys else self.query(queries)
             return fused.Attention.apply(query, self._joined(queries, keys), bias, self.heads, dropout), None
         if self.training and plain:
@@ -145,20 +146,31 @@ def is_plain(module: nn.Module) -> bool:
     """Whether its weights tell all of it: not of an adapter, a quantised or pruned layer, or one that is watched."""
     return type(module) in (nn.Linear, nn.LayerNorm) and not (
         module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    )
+        or hasattr(module, "_hf_hook")
+    )  # fmt: skip
 
 
 def kernels(states: torch.Tensor):
-    """The fused kernels where they compute: on CUDA, in bf16 or fp16, not in a graph that is compiled or exported."""
+    """Fused kernels where they compute: on the current GPU, in bf16 or fp16, not in what is compiled or exported."""
     if not states.is_cuda or torch.compiler.is_compiling() or torch.compiler.is_exporting():
         return None
     halves = precision(states) in (torch.bfloat16, torch.float16)
-    return _kernels() if halves and _takes_kernels(states.device) else None
+    here = states.device.index == torch.cuda.current_device() and states.numel() > 0
+    return _kernels() if halves and here and _takes_kernels(states.device) else None
 
 
 @cache
 def _takes_kernels(device: torch.device) -> bool:
-    return torch.version.cuda is not None and torch.cuda.get_device_capability(device) >= (8, 0)
+    fused = _kernels()
+    if not fused or torch.version.cuda is None or torch.cuda.get_device_capability(device) < (8, 0):
+        return False
+    ones = torch.ones(1, 16, device=device, dtype=torch.bfloat16)
+    try:
+        fused.ResidualNorm.apply(ones, None, None, ones[0], ones[0], 1e-12, 0.0)
+    except Exception as error:  # Triton wants a C compiler and Python's headers, which small images lack
+        warnings.warn(f"layers run without fused kernels, which Triton cannot build: {error}", stacklevel=2)
+        return False
+    return True
 
 
 @cache
@@ -197,7 +209,7 @@ class DomainCanineResidual(nn.Module):
             return self.LayerNorm(self.dropout(self.dense(states)) + residual)
         return fused.ResidualNorm.apply(
             F.linear(states, self.dense.weight), self.dense.bias, residual, self.LayerNorm.weight, self.LayerNorm.bias,
-            self.LayerNorm.eps, self.dropout.p if self.training else 0.0,
+            self.LayerNorm.eps, self.dropout.p if self.dropout.training else 0.0,
         )  # fmt: skip
 
 

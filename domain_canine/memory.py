@@ -8,7 +8,7 @@ from accelerate.utils.memory import should_reduce_batch_size
 
 from .batches import needed
 from .errors import UserError
-from .recorded import cut, largest_pass
+from .recorded import largest_pass
 from .tokenization_domain_canine import CLS
 
 
@@ -56,7 +56,8 @@ def _try(trainer) -> None:
     args, model = trainer.args, trainer.model.train()
     batch = _largest(trainer.train_dataset)
     if args.records_steps:
-        batch = next(cut(batch, largest_pass(args.device)))
+        rows = max(1, largest_pass(args.device) // batch["input_ids"].shape[1])
+        batch = {name: values[:rows] for name, values in batch.items()}
         torch.cuda.reset_peak_memory_stats()
     batch = {name: values.to(args.device) for name, values in batch.items()}
     # AdamW's two moments, and between several processes the buckets that gradients travel in.

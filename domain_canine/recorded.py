@@ -29,7 +29,8 @@ class RecordedSteps:
 
     Gradients stay where they are for the whole run, since records write them there; they are zeroed when a step begins,
     which is known by ``zero_grad`` having taken them from the parameters. A batch of many code points takes several
-    passes, by rows: so its memory, which its record keeps, has a bound.
+    passes, by rows: so its memory has a bound. Records share theirs, which begins with the largest: when one comes that
+    is larger than those before, these are made again.
 
     Args:
         parameters: those of the model.
@@ -43,9 +44,9 @@ class RecordedSteps:
         self, parameters: Iterable[nn.Parameter], run: Callable[[dict], tuple], device: torch.device, largest: int
     ):
         self.parameters, self.run, self.device, self.largest = list(parameters), run, device, largest
-        self.gradients: list[tuple[nn.Parameter, torch.Tensor]] = []  # of the parameters that get any
-        self.records: dict[tuple, Record | None] = {}
-        self.pool = None
+        self.gradients: dict[nn.Parameter, torch.Tensor] = {}  # of the parameters that get any
+        self.records: dict[tuple, Record | None] = {}  # of the shapes that were seen
+        self.pool, self.largest_record = None, 0
 
     def __call__(self, batch: dict[str, torch.Tensor | bool]) -> tuple[torch.Tensor, ...]:
         """What ``run`` returns of this batch, wherever its tensors are; valid until the next call."""
@@ -59,16 +60,20 @@ class RecordedSteps:
         return made
 
     def _pass(self, batch):
-        shape = tuple((name, each.shape if torch.is_tensor(each) else each) for name, each in batch.items())
+        shape = tuple(
+            (name, each.shape, each.dtype) if torch.is_tensor(each) else (name, each) for name, each in batch.items()
+        )
         if shape not in self.records:
             # A first time as it is: kernels are loaded, compiled and chosen, which a graph cannot hold.
             if len(self.records) < MOST:
                 self.records[shape] = None
             made = self.run(self._moved(batch))
-            if not self.gradients:
-                self.gradients = [(each, each.grad) for each in self.parameters if each.grad is not None]
+            for parameter in self.parameters:
+                if parameter.grad is not None:
+                    self.gradients.setdefault(parameter, parameter.grad)
             return made
         if self.records[shape] is None:
+            self._make_room(batch["input_ids"].numel())
             self.records[shape] = self._record(self._moved(batch))
         record = self.records[shape]
         for name, each in batch.items():
@@ -76,6 +81,11 @@ class RecordedSteps:
                 record.batch[name].copy_(each, non_blocking=True)
         record.graph.replay()
         return record.made
+
+    def _make_room(self, size):
+        if size > self.largest_record:
+            torch.get_device_module(self.device).synchronize()  # records that are let go may still run
+            self.records, self.pool, self.largest_record = dict.fromkeys(self.records), None, size
 
     def _moved(self, batch):
         """On the device, in memory that nobody else writes to."""
@@ -86,9 +96,9 @@ class RecordedSteps:
         }  # fmt: skip
 
     def _begin(self):
-        if self.gradients and self.gradients[0][0].grad is None:
-            torch._foreach_zero_([gradient for _, gradient in self.gradients])
-            for parameter, gradient in self.gradients:
+        if any(parameter.grad is not gradient for parameter, gradient in self.gradients.items()):
+            torch._foreach_zero_(list(self.gradients.values()))
+            for parameter, gradient in self.gradients.items():
                 parameter.grad = gradient
 
     def _record(self, batch):
@@ -99,10 +109,11 @@ class RecordedSteps:
             with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
                 made = self.run(batch)
         except RuntimeError as error:
-            if should_reduce_batch_size(error):
-                raise
+            cause = error.__context__ or error  # the end of a capture that has failed fails, too
+            if should_reduce_batch_size(cause) or "out of memory" in str(error):
+                raise cause from None
             raise UserError(
-                f"the step cannot be recorded as a CUDA graph ({first_line(error)}); --no_cuda_graphs goes on without"
+                f"the step cannot be recorded as a CUDA graph ({first_line(cause)}); --no_cuda_graphs goes on without"
             ) from error
         self.pool = graph.pool()
         return Record(graph, batch, made)

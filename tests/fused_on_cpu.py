@@ -105,10 +105,29 @@ def dropout_is_drawn_alike_both_ways() -> None:
     assert abs(kept.float().mean() - 0.7) < 5e-3
 
 
+def gradients_have_no_gradients() -> None:
+    """Rather than wrong ones."""
+    states = torch.randn(2, 16, requires_grad=True)
+    out = fused.BiasGelu.apply(states, torch.zeros(16))
+    (gradient,) = torch.autograd.grad(out.sum(), states, create_graph=True)
+    try:
+        gradient.square().sum().backward()
+    except RuntimeError:
+        return
+    raise AssertionError("a second derivative")
+
+
+def what_does_not_fit_a_tile_is_refused() -> None:
+    for queries, keys, width, heads in ((0, 6, 64, 2), (65, 6, 64, 2), (6, 65, 64, 2), (6, 6, 96, 2), (6, 6, 16, 2)):
+        assert not Attention.takes(torch.Size([3, queries, width]), torch.Size([3, keys, width]), heads)
+    assert Attention.takes(torch.Size([3, 64, 64]), torch.Size([3, 64, 64]), 2)
+
+
 def a_model_has_the_loss_and_gradients_that_it_has_without() -> None:
     config = SMALL | {"hidden_size": 64, "num_attention_heads": 2}
     side = our_side(DomainCanineConfig(**config, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0), "cpu")
     there = layers._kernels()
+    assert there
     for batch in make_batches(sample_names(3000), 8, 3, False)[0]:
         found = []
         for kernels in (None, there):
@@ -126,5 +145,7 @@ if __name__ == "__main__":
     attention_is_that_of_pytorch()
     the_others_are_what_they_stand_for()
     dropout_is_drawn_alike_both_ways()
+    gradients_have_no_gradients()
+    what_does_not_fit_a_tile_is_refused()
     a_model_has_the_loss_and_gradients_that_it_has_without()
     print("all alike")

@@ -89,7 +89,7 @@ def test_precision_follows_the_device(monkeypatch):
         ("", 1, True), ("--bf16", 1, True), ("--no_mixed_precision", 1, True), ("--no_cuda_graphs", 1, False),
         ("--fp16", 1, False), ("--gradient_checkpointing", 1, False),
         ("--activation_checkpointing", 1, False), ("--torch_compile", 1, False), ("--full_determinism", 1, False),
-        ("", 2, False),
+        ("--optim schedule_free_adamw", 1, False), ("--fsdp full_shard", 1, False), ("", 2, False),
     ],
 )  # fmt: skip
 def test_steps_are_recorded_where_nothing_looks_at_the_host(monkeypatch, flags, processes, records):
@@ -99,6 +99,16 @@ def test_steps_are_recorded_where_nothing_looks_at_the_host(monkeypatch, flags, 
     monkeypatch.setattr(type(args), "world_size", processes)
     assert args.records_steps is records
     monkeypatch.setattr(type(args), "device", torch.device("cpu"))
+    assert not args.records_steps
+
+
+def test_a_launcher_of_sharded_runs_records_nothing(monkeypatch):
+    monkeypatch.setattr("transformers.TrainingArguments.__post_init__", lambda self: setattr(self, "_n_gpu", 1))
+    args = parse()[2]
+    monkeypatch.setattr(type(args), "device", torch.device("cuda"))
+    monkeypatch.setattr(type(args), "world_size", 1)
+    assert args.records_steps
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     assert not args.records_steps
 
 

@@ -145,20 +145,72 @@ def test_a_run_that_replays_is_the_run_that_does_not(tmp_path, monkeypatch):
     assert_equal(one, other)
 
 
-def test_a_step_that_cannot_be_recorded_says_what_to_do(monkeypatch):
+def test_a_larger_record_comes_first(monkeypatch):
+    """Its memory then suits all of them: those before are made again."""
+    replayed, made = Replayed(Model()), []
+    record = replayed._record
+    monkeypatch.setattr(replayed, "_record", lambda batch: made.append(len(batch["input_ids"])) or record(batch))
+    for rows in (2, 2, 1, 1, 3, 3, 2, 1, 2, 1, 3):
+        replayed(batch(rows))
+    assert made == [2, 1, 3, 2, 1]
+    assert replayed.ran == 3
+
+
+def test_a_parameter_that_only_another_shape_reaches_keeps_its_gradient():
+    model = Model()
+    replayed = Replayed(model)
+
+    def micro_step(batch):
+        layer = model.unused if len(batch["input_ids"]) == 2 else model.used
+        loss = layer(batch["input_ids"]).sum()
+        loss.backward()
+        return (loss.detach(),)
+
+    model.micro_step = micro_step
+    for _ in range(3):
+        for rows in (1, 2):
+            model.zero_grad()
+            given = batch(rows)
+            replayed(given)
+            reached, other = (model.used, model.unused)[:: 3 - 2 * rows]
+            torch.testing.assert_close(reached.weight.grad, given["input_ids"].sum(0, keepdim=True))
+            assert other.weight.grad is None or not other.weight.grad.any()
+
+
+@pytest.mark.parametrize(
+    "message, raised, told",
+    [
+        (
+            "operation not permitted when stream is capturing\n more",
+            UserError,
+            "capturing\\); --no_cuda_graphs goes on",
+        ),
+        ("CUDA out of memory. Tried to allocate", torch.OutOfMemoryError, "Tried to allocate"),
+    ],
+)
+def test_a_step_that_cannot_be_recorded_says_what_to_do(monkeypatch, message, raised, told):
+    """And not what the end of the capture says, which fails then, too."""
+
     class Graph:
         def __init__(self, *args, **options):
             pass
 
         def __enter__(self):
-            raise RuntimeError("operation not permitted when stream is capturing\n more")
-
-        def __exit__(self, *error):
             pass
 
+        def __exit__(self, *error):
+            raise RuntimeError("operation failed due to a previous error during capture")
+
+    def run(batch):
+        if steps.records[next(iter(steps.records))] is None and ran:
+            raise (RuntimeError if raised is UserError else raised)(message)
+        ran.append(True)
+        return (torch.zeros(()),)
+
+    ran = []
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
     monkeypatch.setattr(torch.cuda, "graph", Graph)
-    steps = RecordedSteps([], lambda batch: (torch.zeros(()),), torch.device("cpu"), 100)
+    steps = RecordedSteps([], run, torch.device("cpu"), 100)
     steps(batch(2))
-    with pytest.raises(UserError, match="when stream is capturing\\); --no_cuda_graphs goes on without"):
+    with pytest.raises(raised, match=told):
         steps(batch(2))
