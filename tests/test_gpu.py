@@ -126,8 +126,8 @@ def test_fused_attention_is_attention(names, queries, keys):
     own = queries == keys
     found = []
     for dtype in (torch.bfloat16, torch.float64):
-        states = (made if own else made[..., 768:]).to(dtype).contiguous().requires_grad_()
-        query = None if own else asked.to(dtype).requires_grad_()
+        states = (made if own else made[..., 768:]).to(dtype, copy=True).contiguous().requires_grad_()
+        query = None if own else asked.to(dtype, copy=True).requires_grad_()
         bias = as_bias(mask[:, None, None], states)
         if dtype == torch.bfloat16:
             out = Attention.apply(query, states, bias, 12, 0.0)
