@@ -99,10 +99,10 @@ def bare(names: Path, steps: range, parsed) -> float:
     epoch = made.plan.steps * parsed.accumulation
     batches = on(parsed.device, with_items([made[divmod(step, epoch)] for step in micro_steps]))
     config = DomainCanineConfig(**SIZES[parsed.size] | (NARROW if parsed.narrow else {}))
-    recorded = parsed.device == "cuda" and not (compiled or "--no_cuda_graphs" in parsed.flags)
-    side = our_side(config, parsed.device, compiled, None, recorded)
+    side = our_side(config, parsed.device, compiled, None, "--no_cuda_graphs" not in parsed.flags)
     # As far as the command was when its time began: what is recorded or compiled is.
-    side.names_per_s(batches if recorded or compiled else batches[: 2 * parsed.accumulation], parsed.accumulation)
+    made_ready = parsed.device == "cuda" or compiled
+    side.names_per_s(batches if made_ready else batches[: 2 * parsed.accumulation], parsed.accumulation)
     rounds = range(ROUNDS[parsed.device])
     return statistics.median(side.names_per_s(batches, parsed.accumulation) for _ in rounds)
 

@@ -42,6 +42,7 @@ BATCHES = {"cpu": 8, "cuda": 64}  # of a round, short and long names in their pr
 NAMES = {("cpu", "tiny"): 512, ("cpu", "small"): 512, ("cpu", "base"): 128}  # a batch; CUDA 256
 SWEEP = (256, 512, 1024, 2048, 4096, 8192)
 ROUNDS = 5
+WARM = {"cpu": 1, "cuda": 2}  # rounds before; on CUDA the second records
 
 
 class StockMaskedLM(nn.Module):
@@ -82,14 +83,14 @@ class Side:
 
     Args:
         loss: of a batch on the device.
-        recorded: forward and backward passes are replayed as CUDA graphs.
+        recorded: forward and backward passes are replayed as CUDA graphs; on other devices they are not.
     """
 
     def __init__(self, model: nn.Module, device: str, loss, recorded: bool = False):
         self.model, self.device, self.loss = model.to(device).train(), device, loss
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, weight_decay=0.01, fused=True)
         self.micro_step = self._micro_step
-        if recorded:
+        if recorded and device == "cuda":
             device = torch.device(device)
             self.micro_step = RecordedSteps(model.parameters(), self._micro_step, device, largest_pass(device))
 
@@ -131,13 +132,12 @@ def our_side(
     if compiled:
         torch._dynamo.config.recompile_limit = 64
         called = torch.compile(model, dynamic=False, fullgraph=True, mode=mode)
-    return Side(model, device, lambda batch: called(**batch).loss, recorded)
+    return Side(model, device, lambda batch: called(**batch).loss, recorded and not compiled)
 
 
 def asked_side(config: DomainCanineConfig, parsed: argparse.Namespace) -> Side:
     """Ours, compiled or recorded as the flags say."""
-    recorded = parsed.device == "cuda" and not (parsed.torch_compile or parsed.no_cuda_graphs)
-    return our_side(config, parsed.device, parsed.torch_compile, parsed.torch_compile_mode, recorded)
+    return our_side(config, parsed.device, parsed.torch_compile, parsed.torch_compile_mode, not parsed.no_cuda_graphs)
 
 
 def stock_side(config: DomainCanineConfig, device: str) -> Side:
@@ -218,7 +218,7 @@ def compare(names: list[str], parsed: argparse.Namespace, size: int) -> dict[str
     batches, collated = make_batches(names, size, parsed.batches, parsed.fixed_shapes)
     mine, theirs = on(device, with_items(batches)), on(device, [as_stock(batch) for batch in batches])
     ours = asked_side(config, parsed)
-    for batch in mine * 2:  # a second time, for shapes to be recorded
+    for batch in mine * WARM[device]:
         ours.step(batch)
     memory = peak_memory(device)
     launches = {}
@@ -258,7 +258,7 @@ def sweep(names: list[str], parsed: argparse.Namespace) -> list[dict[str, float]
             torch.cuda.reset_peak_memory_stats()
         ours, mine = asked_side(config, parsed), on(device, with_items(batches))
         try:
-            for batch in mine * 2:
+            for batch in mine * WARM[device]:
                 ours.step(batch)
             rate = statistics.median(ours.names_per_s(mine) for _ in range(parsed.rounds))
         except torch.cuda.OutOfMemoryError:
@@ -275,7 +275,7 @@ def profile(names: list[str], parsed: argparse.Namespace, size: int) -> None:
     batches = on(parsed.device, with_items(make_batches(names, size, parsed.batches, parsed.fixed_shapes)[0]))
     config = DomainCanineConfig(**SIZES[parsed.size])
     ours = asked_side(config, parsed)
-    for batch in batches * 2:
+    for batch in batches * WARM[parsed.device]:
         ours.step(batch)
     with torch.profiler.profile() as profiler:
         ours.names_per_s(batches[:4])

@@ -282,8 +282,7 @@ class DomainTrainingArguments(TrainingArguments):
         """
         if self.no_mixed_precision and (self.bf16 or self.fp16):
             raise UserError("--no_mixed_precision and --bf16 or --fp16 contradict each other; give one of them")
-        on_cpu = self.use_cpu or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1", "yes")
-        if on_cpu or not torch.cuda.is_available():
+        if self.use_cpu or _launcher_says("CPU") or not torch.cuda.is_available():
             return
         if not (self.no_mixed_precision or self.bf16 or self.fp16):
             self.bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
@@ -312,16 +311,18 @@ class DomainTrainingArguments(TrainingArguments):
         # The former is the latter's old name, which transformers 5.18 does not know yet.
         checkpointing = self.gradient_checkpointing or getattr(self, "activation_checkpointing", None)
         takes_part = any(word in str(self.optim) for word in ("lomo", "layerwise", "schedule_free"))
-        sharded = any(
-            os.environ.get(f"ACCELERATE_USE_{kind}", "").lower() in ("true", "1", "yes")
-            for kind in ("FSDP", "DEEPSPEED")
-        )
+        sharded = self.fsdp or self.deepspeed or _launcher_says("FSDP") or _launcher_says("DEEPSPEED")
         unfit = self.fp16 or checkpointing or self.torch_compile or self.full_determinism
-        return not (unfit or takes_part or sharded or self.fsdp or self.deepspeed)
+        return not (unfit or takes_part or sharded)
 
     @property
     def precision(self) -> str:
         return "bf16" if self.bf16 else "fp16" if self.fp16 else "fp32"
+
+
+def _launcher_says(name: str) -> bool:
+    """Whether ``accelerate launch`` was told to use it."""
+    return os.environ.get(f"ACCELERATE_USE_{name}", "").lower() in ("true", "1", "yes")
 
 
 class Parser(HfArgumentParser):

@@ -33,14 +33,34 @@ def _places(first, per_name, names_at_once, names, SIZE: tl.constexpr):
 
 
 @triton.jit
-def _weights(
-    query, key, bias, seed, first, names_at_once, names, queries, keys, head, heads, bias_stride, scale, dropout,
-    QUERIES: tl.constexpr, KEYS: tl.constexpr, DROPOUT: tl.constexpr,
+def _rows(pointer, name, at, known, name_stride, at_stride, head, E: tl.constexpr):
+    """Where the states of a head stand, (SIZE, E), and which there are, (SIZE, 1)."""
+    places = name.to(tl.int64)[:, None] * name_stride + at[:, None] * at_stride + head * E + tl.arange(0, E)[None, :]
+    return pointer + places, known[:, None]
+
+
+@triton.jit
+def _read(pointer, name, at, known, name_stride, at_stride, head, E: tl.constexpr):
+    where, mask = _rows(pointer, name, at, known, name_stride, at_stride, head, E)
+    return tl.load(where, mask=mask, other=0.0)
+
+
+@triton.jit
+def _tile(
+    query_at, key_at, value_at, bias, seed, names, queries, keys, names_at_once, heads,
+    query_name, query_row, key_name, key_row, bias_name, scale, dropout,
+    QUERIES: tl.constexpr, KEYS: tl.constexpr, E: tl.constexpr, DROPOUT: tl.constexpr,
 ):  # fmt: skip
-    """Softmax of a tile (QUERIES, KEYS), and what dropout multiplies it with."""
+    """What both passes begin with: where the queries and keys of a tile stand, their states (QUERIES or KEYS, E), the
+    softmax (QUERIES, KEYS), and what dropout multiplies it with.
+    """
+    first, head = tl.program_id(0) * names_at_once, tl.program_id(1)
     name, at, known = _places(first, queries, names_at_once, names, QUERIES)
     other, place, there = _places(first, keys, names_at_once, names, KEYS)
-    added = tl.load(bias + other.to(tl.int64) * bias_stride + place, mask=there, other=float("-inf")).to(tl.float32)
+    query = _read(query_at, name, at, known, query_name, query_row, head, E)
+    key = _read(key_at, other, place, there, key_name, key_row, head, E)
+    value = _read(value_at, other, place, there, key_name, key_row, head, E)
+    added = tl.load(bias + other.to(tl.int64) * bias_name + place, mask=there, other=float("-inf")).to(tl.float32)
     scores = tl.dot(query, tl.trans(key)) * scale + added[None, :]
     scores = tl.where((name[:, None] == other[None, :]) & known[:, None], scores, float("-inf"))
     most = tl.max(scores, 1)
@@ -51,15 +71,7 @@ def _weights(
     if DROPOUT:
         drawn = ((name * heads + head) * queries + at)[:, None] * keys + place[None, :]
         kept = tl.where(tl.rand(tl.load(seed), drawn) >= dropout, 1.0 / (1.0 - dropout), 0.0)
-    return weights, kept
-
-
-@triton.jit
-def _rows(pointer, name, at, known, name_stride, at_stride, head, E: tl.constexpr):
-    """Where the states of a head stand, (SIZE, E), and which there are."""
-    inside = tl.arange(0, E)
-    places = pointer + name.to(tl.int64)[:, None] * name_stride + at[:, None] * at_stride + head * E + inside[None, :]
-    return places, known[:, None] & (inside[None, :] < E)
+    return head, name, at, known, other, place, there, query, key, value, weights, kept
 
 
 @triton.jit(do_not_specialize=ANY)
@@ -68,18 +80,9 @@ def _attend(
     query_name, query_row, key_name, key_row, bias_name, scale, dropout,
     QUERIES: tl.constexpr, KEYS: tl.constexpr, E: tl.constexpr, DROPOUT: tl.constexpr,
 ):  # fmt: skip
-    first, head = tl.program_id(0) * names_at_once, tl.program_id(1)
-    name, at, known = _places(first, queries, names_at_once, names, QUERIES)
-    other, place, there = _places(first, keys, names_at_once, names, KEYS)
-    where, mask = _rows(query_at, name, at, known, query_name, query_row, head, E)
-    query = tl.load(where, mask=mask, other=0.0)
-    where, mask = _rows(key_at, other, place, there, key_name, key_row, head, E)
-    key = tl.load(where, mask=mask, other=0.0)
-    where, mask = _rows(value_at, other, place, there, key_name, key_row, head, E)
-    value = tl.load(where, mask=mask, other=0.0)
-    weights, kept = _weights(
-        query, key, bias, seed, first, names_at_once, names, queries, keys, head, heads, bias_name, scale, dropout,
-        QUERIES, KEYS, DROPOUT,
+    head, name, at, known, _, _, _, _, _, value, weights, kept = _tile(
+        query_at, key_at, value_at, bias, seed, names, queries, keys, names_at_once, heads,
+        query_name, query_row, key_name, key_row, bias_name, scale, dropout, QUERIES, KEYS, E, DROPOUT,
     )  # fmt: skip
     out = tl.dot((weights * kept).to(value.dtype), value)
     where, mask = _rows(out_at, name, at, known, queries * heads * E, heads * E, head, E)
@@ -92,31 +95,21 @@ def _attend_backward(
     heads, query_name, query_row, key_name, key_row, bias_name, scale, dropout,
     QUERIES: tl.constexpr, KEYS: tl.constexpr, E: tl.constexpr, DROPOUT: tl.constexpr,
 ):  # fmt: skip
-    first, head = tl.program_id(0) * names_at_once, tl.program_id(1)
-    name, at, known = _places(first, queries, names_at_once, names, QUERIES)
-    other, place, there = _places(first, keys, names_at_once, names, KEYS)
-    where, mask = _rows(query_at, name, at, known, query_name, query_row, head, E)
-    query = tl.load(where, mask=mask, other=0.0)
-    key_where, key_mask = _rows(key_at, other, place, there, key_name, key_row, head, E)
-    key = tl.load(key_where, mask=key_mask, other=0.0)
-    value_where, _ = _rows(value_at, other, place, there, key_name, key_row, head, E)
-    value = tl.load(value_where, mask=key_mask, other=0.0)
-    weights, kept = _weights(
-        query, key, bias, seed, first, names_at_once, names, queries, keys, head, heads, bias_name, scale, dropout,
-        QUERIES, KEYS, DROPOUT,
+    head, name, at, known, other, place, there, query, key, value, weights, kept = _tile(
+        query_at, key_at, value_at, bias, seed, names, queries, keys, names_at_once, heads,
+        query_name, query_row, key_name, key_row, bias_name, scale, dropout, QUERIES, KEYS, E, DROPOUT,
     )  # fmt: skip
-    where, _ = _rows(given_at, name, at, known, queries * heads * E, heads * E, head, E)
-    given = tl.load(where, mask=mask, other=0.0)
+    given = _read(given_at, name, at, known, queries * heads * E, heads * E, head, E)
     of_value = tl.dot(tl.trans((weights * kept).to(given.dtype)), given)
     of_weights = tl.dot(given, tl.trans(value)) * kept
     of_scores = weights * (of_weights - tl.sum(weights * of_weights, 1)[:, None]) * scale
     of_scores = of_scores.to(query.dtype)
-    where, _ = _rows(query_to, name, at, known, query_name, query_row, head, E)
+    where, mask = _rows(query_to, name, at, known, query_name, query_row, head, E)
     tl.store(where, tl.dot(of_scores, key).to(query.dtype), mask=mask)
-    where, _ = _rows(key_to, other, place, there, key_name, key_row, head, E)
-    tl.store(where, tl.dot(tl.trans(of_scores), query).to(query.dtype), mask=key_mask)
-    where, _ = _rows(value_to, other, place, there, key_name, key_row, head, E)
-    tl.store(where, of_value.to(query.dtype), mask=key_mask)
+    where, mask = _rows(key_to, other, place, there, key_name, key_row, head, E)
+    tl.store(where, tl.dot(tl.trans(of_scores), query).to(query.dtype), mask=mask)
+    where, mask = _rows(value_to, other, place, there, key_name, key_row, head, E)
+    tl.store(where, of_value.to(query.dtype), mask=mask)
 
 
 def power(size: int) -> int:

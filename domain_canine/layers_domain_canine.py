@@ -386,9 +386,8 @@ class MoleculesToCharacters(nn.Module):
                 for j in range(self.rate)
             ]
             reached = [j for j in range(self.rate) if seen[j]]
-            added = (
-                None if bias is None or offset else bias.repeat(self.rate)
-            )  # its own molecule reaches every character
+            # Its own molecule reaches every character.
+            added = None if bias is None or offset else bias.repeat(self.rate)
             part = F.linear(molecules, torch.cat([sum(seen[j][1:], seen[j][0]) for j in reached]), added)
             part = part.unflatten(-1, (len(reached), -1))
             part = part[:, 1:] if offset == 1 else part[:, :-1] if offset == -1 else part

@@ -128,10 +128,7 @@ def _run_rows(args, steps_per_epoch: int | None, objective: str, from_random_wei
     warmup = args.get_warmup_steps(planned)
     rows = [
         ("objective", objective),
-        (
-            "device",
-            f"{ranks} x {device}, {how}, {args.dataloader_num_workers} loader worker(s)",
-        ),
+        ("device", f"{ranks} x {device}, {how}, {args.dataloader_num_workers} loader worker(s)"),
         (
             "batch",
             f"{batch} names x {accumulation} accumulated x {ranks} = {batch * accumulation * ranks:,} names a step",
