@@ -23,13 +23,19 @@ class Model(nn.Module):
         return (loss.detach(),)
 
 
-def on_the_processor(run, batch: dict, outputs: int) -> Record:
-    """What a graph does: it writes into the same tensors whatever it runs on the same batch."""
+def on_the_processor(run, batch: dict, outputs: int, parameters: list[nn.Parameter]) -> Record:
+    """What a graph does: it runs on the same batch, and writes into the tensors of its record, gradients too."""
     made = tuple(torch.zeros(()) for _ in range(outputs))
+    written = [parameter.grad for parameter in parameters]
 
     def replay():
+        held = [parameter.grad for parameter in parameters]
+        for parameter, gradient in zip(parameters, written):
+            parameter.grad = gradient
         for each, new in zip(made, run(batch)):
             each.copy_(new)
+        for parameter, gradient in zip(parameters, held):
+            parameter.grad = gradient
 
     return Record(SimpleNamespace(replay=replay), batch, made)
 
@@ -50,7 +56,7 @@ class Replayed(RecordedSteps):
             self.replays += 1
             return self.model.micro_step(batch)
 
-        return on_the_processor(run, batch, 1)
+        return on_the_processor(run, batch, 1, self.parameters)
 
 
 def batch(rows: int) -> dict:
@@ -135,7 +141,9 @@ def test_a_run_that_replays_is_the_run_that_does_not(tmp_path, monkeypatch):
         trainer = make_trainer(tmp_path / str(records), eval_strategy="epoch")
         monkeypatch.setattr(type(trainer.args), "records_steps", records)
         monkeypatch.setattr("domain_canine.trainer.largest_pass", lambda device: 10_000)
-        monkeypatch.setattr(RecordedSteps, "_record", lambda self, batch: on_the_processor(self.run, batch, 3))
+        monkeypatch.setattr(
+            RecordedSteps, "_record", lambda self, batch: on_the_processor(self.run, batch, 3, self.parameters)
+        )
         trainer.train()
         runs.append((weights(trainer), entries(trainer, "loss"), entries(trainer, "eval_loss")))
     assert any(trainer.recorded.records.values())
