@@ -304,14 +304,16 @@ class DomainTrainingArguments(TrainingArguments):
         """Whether micro-steps are replayed as CUDA graphs.
 
         Not where PyTorch looks at the host within a step: the scale of fp16, the random state of checkpointing; nor in
-        what torch.compile makes, nor with optimisers that have a part in it; nor where gradients travel meanwhile.
+        what torch.compile makes, nor with optimisers that have a part in it; nor where weights travel meanwhile.
+        Between processes that have all weights each, gradients can travel after it.
         """
-        if self.device.type != "cuda" or self.world_size > 1 or self.no_cuda_graphs:
+        if self.device.type != "cuda" or self.no_cuda_graphs:
             return False
         # The former is the latter's old name, which transformers 5.18 does not know yet.
         checkpointing = self.gradient_checkpointing or getattr(self, "activation_checkpointing", None)
         takes_part = any(word in str(self.optim) for word in ("lomo", "layerwise", "schedule_free"))
-        sharded = self.fsdp or self.deepspeed or _launcher_says("FSDP") or _launcher_says("DEEPSPEED")
+        kinds = ("FSDP", "DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG")
+        sharded = self.fsdp or self.deepspeed or any(map(_launcher_says, kinds))
         unfit = self.fp16 or checkpointing or self.torch_compile or self.full_determinism
         return not (unfit or takes_part or sharded)
 

@@ -60,8 +60,9 @@ def _try(trainer) -> None:
         batch = {name: values[:rows] for name, values in batch.items()}
         torch.cuda.reset_peak_memory_stats()
     batch = {name: values.to(args.device) for name, values in batch.items()}
-    # AdamW's two moments, and between several processes the buckets that gradients travel in.
-    size = sum(parameter.numel() for parameter in model.parameters()) * (2 + (args.world_size > 1))
+    # AdamW's two moments, and between several processes the buckets that DDP's gradients travel in.
+    buckets = args.world_size > 1 and not args.records_steps
+    size = sum(parameter.numel() for parameter in model.parameters()) * (2 + buckets)
     held = [torch.empty(size, device=args.device)]
     # The second pass is beside the gradients of the first, and beside what a record of it holds.
     for _ in range(2 if args.records_steps else min(2, args.gradient_accumulation_steps)):

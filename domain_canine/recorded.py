@@ -15,6 +15,7 @@ from .errors import UserError, first_line
 
 MOST = 64  # shapes; L goes in steps of 4, so that hardly a run has more
 LARGEST = 80_000  # code points of a pass: 4,096 names of 16 characters; the base model takes 16 GB for so many
+LINE = 32  # numbers of fp32 in a cache line of a GPU
 BYTES = 1_000_000  # of the device for each code point of a pass, which records and what else runs share
 
 
@@ -27,13 +28,13 @@ class Record(NamedTuple):
 class RecordedSteps:
     """Forward and backward passes of micro-batches, replayed where their shape was seen before.
 
-    Gradients stay where they are for the whole run, since records write them there; they are zeroed when a step begins,
+    Gradients lie in one tensor for the whole run, since records write them there; it is zeroed when a step begins,
     which is known by ``zero_grad`` having taken them from the parameters. A batch of many code points takes several
     passes, by rows: so its memory has a bound. Records share theirs, which begins with the largest: when one comes that
     is larger than those before, these are made again.
 
     Args:
-        parameters: those of the model.
+        parameters: those of the model; each that is trained gets a gradient, if one of zeros.
         run: forward and backward pass of a batch on the device; returns tensors of the device, which add up over rows.
             What it does on the processor is done once a shape, and it must not wait for the device.
         device: of both.
@@ -43,8 +44,15 @@ class RecordedSteps:
     def __init__(
         self, parameters: Iterable[nn.Parameter], run: Callable[[dict], tuple], device: torch.device, largest: int
     ):
-        self.parameters, self.run, self.device, self.largest = list(parameters), run, device, largest
-        self.gradients: dict[nn.Parameter, torch.Tensor] = {}  # of the parameters that get any
+        self.parameters = [parameter for parameter in parameters if parameter.requires_grad]
+        self.run, self.device, self.largest = run, device, largest
+        # Each begins where a cache line does, for the optimiser's wide loads.
+        sizes = [-(-parameter.numel() // LINE) * LINE for parameter in self.parameters]
+        self.all_gradients = torch.zeros(sum(sizes), device=device)
+        self.gradients = [
+            part[: parameter.numel()].view_as(parameter)
+            for part, parameter in zip(self.all_gradients.split(sizes), self.parameters)
+        ]
         self.records: dict[tuple, Record | None] = {}  # of the shapes that were seen
         self.pool, self.largest_record = None, 0
 
@@ -59,6 +67,10 @@ class RecordedSteps:
                 torch._foreach_add_(made, self._pass(part))
         return made
 
+    def add_up(self) -> None:
+        """Gradients become their sum over all processes, each of which has made its own micro-steps."""
+        torch.distributed.all_reduce(self.all_gradients)
+
     def _pass(self, batch):
         shape = tuple(
             (name, each.shape, each.dtype) if torch.is_tensor(each) else (name, each) for name, each in batch.items()
@@ -67,11 +79,7 @@ class RecordedSteps:
             # A first time as it is: kernels are loaded, compiled and chosen, which a graph cannot hold.
             if len(self.records) < MOST:
                 self.records[shape] = None
-            made = self.run(self._moved(batch))
-            for parameter in self.parameters:
-                if parameter.grad is not None:
-                    self.gradients.setdefault(parameter, parameter.grad)
-            return made
+            return self.run(self._moved(batch))
         if self.records[shape] is None:
             self._make_room(batch["input_ids"].numel())
             self.records[shape] = self._record(self._moved(batch))
@@ -96,9 +104,9 @@ class RecordedSteps:
         }  # fmt: skip
 
     def _begin(self):
-        if any(parameter.grad is not gradient for parameter, gradient in self.gradients.items()):
-            torch._foreach_zero_(list(self.gradients.values()))
-            for parameter, gradient in self.gradients.items():
+        if any(parameter.grad is not gradient for parameter, gradient in zip(self.parameters, self.gradients)):
+            self.all_gradients.zero_()
+            for parameter, gradient in zip(self.parameters, self.gradients):
                 parameter.grad = gradient
 
     def _record(self, batch):

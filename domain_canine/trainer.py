@@ -6,6 +6,7 @@ from functools import cached_property, partial
 from pathlib import Path
 
 import torch
+from accelerate.utils import broadcast
 from huggingface_hub import HfApi
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import EvalLoopOutput, IntervalStrategy, SaveStrategy
@@ -39,36 +40,33 @@ class DomainTrainer(ResumableTrainer):
         return self.begin_step(batch_samples, items.to(device, non_blocking=True))
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        loss, outputs, nats, weight = self._losses(model, inputs, num_items_in_batch)
+        loss, outputs, nats, weight = losses(model, inputs, num_items_in_batch)
         self.meter.add(nats, weight)
+        # Gradients are averaged over the processes, while the loss is divided by the items of all of them.
+        loss = loss * self.accelerator.num_processes
         return (loss, outputs) if return_outputs else loss
 
-    def _losses(self, model, inputs, items):
-        """What to go back from, the outputs, and what the meter adds up: nats, and the weight of the targets."""
-        items = items.clamp(min=1)
-        outputs = model(**inputs, num_items_in_batch=items)
-        # Gradients are averaged over the processes, while the loss is divided by the items of all of them.
-        loss = poisoned(outputs.loss * self.accelerator.num_processes)
-        return loss, outputs, (outputs.loss * items).detach(), target_weight(inputs)
+    def _prepare_for_training(self, *args, **kwargs):
+        if self.args.records_steps:
+            # Without DDP, which adds up gradients within the backward pass, on the stream that it was made on: that
+            # cannot be recorded. Ours are added up after it.
+            self.accelerator.prepare_model = partial(self.accelerator.prepare_model, evaluation_mode=True)
+        return super()._prepare_for_training(*args, **kwargs)
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         if not self.args.records_steps:
             return super().training_step(model, inputs, num_items_in_batch)
         model.train()
         if self.recorded is None:
-            self.recorded = RecordedSteps(
-                model.parameters(), partial(self._step, model), self.args.device, largest_pass(self.args.device)
-            )
+            if self.args.world_size > 1:
+                broadcast([parameter.data for parameter in model.parameters()])
+            step = partial(micro_step, self.accelerator, model)
+            self.recorded = RecordedSteps(model.parameters(), step, self.args.device, largest_pass(self.args.device))
         loss, nats, weight = self.recorded({**inputs, "items": num_items_in_batch})
         self.meter.add(nats, weight)
+        if self.args.world_size > 1 and self.accelerator.sync_gradients:
+            self.recorded.add_up()
         return loss
-
-    def _step(self, model, batch):
-        """Forward and backward pass of a micro-batch, of which nothing but these sums is needed any more."""
-        inputs = {name: each for name, each in batch.items() if name != "items"}
-        loss, _, nats, weight = self._losses(model, inputs, batch["items"])
-        self.accelerator.backward(loss)
-        return loss.detach(), nats, weight
 
     @cached_property
     def _operations_a_slot(self):
@@ -170,6 +168,24 @@ class DomainTrainer(ResumableTrainer):
             UserError: the Hub refuses.
         """
         agreed(self.args, lambda: create_repository(self.args, self.make_repository))
+
+
+def losses(model, inputs: dict, items: torch.Tensor) -> tuple:
+    """What to go back from, the outputs, and what the meter adds up: nats, and the weight of the targets."""
+    items = items.clamp(min=1)
+    outputs = model(**inputs, num_items_in_batch=items)
+    return poisoned(outputs.loss), outputs, (outputs.loss * items).detach(), target_weight(inputs)
+
+
+def micro_step(accelerator, model, batch: dict) -> tuple[torch.Tensor, ...]:
+    """Forward and backward pass, of which nothing but the loss and the meter's sums is needed any more.
+
+    Of no trainer: it would hold what holds it, and so the device's memory after the run.
+    """
+    inputs = {name: each for name, each in batch.items() if name != "items"}
+    loss, _, nats, weight = losses(model, inputs, batch["items"])
+    accelerator.backward(loss)
+    return loss.detach(), nats, weight
 
 
 def target_weight(batch: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -89,7 +89,7 @@ def test_precision_follows_the_device(monkeypatch):
         ("", 1, True), ("--bf16", 1, True), ("--no_mixed_precision", 1, True), ("--no_cuda_graphs", 1, False),
         ("--fp16", 1, False), ("--gradient_checkpointing", 1, False),
         ("--activation_checkpointing", 1, False), ("--torch_compile", 1, False), ("--full_determinism", 1, False),
-        ("--optim schedule_free_adamw", 1, False), ("--fsdp full_shard", 1, False), ("", 2, False),
+        ("--optim schedule_free_adamw", 1, False), ("--fsdp full_shard", 2, False), ("", 2, True),
     ],
 )  # fmt: skip
 def test_steps_are_recorded_where_nothing_looks_at_the_host(monkeypatch, flags, processes, records):

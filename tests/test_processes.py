@@ -196,6 +196,14 @@ def test_a_run_goes_on_with_another_number_of_processes(place, alone, two):
     assert len([line for line in more.told() if "passed over" in line]) == 1
 
 
+def test_steps_that_are_replayed_add_up_over_processes(place, two):
+    """Gradients travel after the last micro-step and not by DDP; all begin with the weights of the first process."""
+    launcher = "--num_processes 2 --main_process_port 0"
+    [run] = finish(Launch("multi_cpu", place / "replayed", (8, 4), launcher=launcher, script="tests/records_on_cpu.py"))
+    assert_same(run.history(), two.history())
+    assert run.out.read_text().splitlines() == 2 * ["rows replayed: 1 2 4 8"]
+
+
 # ---- FSDP
 
 

@@ -1,43 +1,28 @@
 """Steps that are replayed: by a graph that runs again what it recorded, on the processor."""
 
-from types import SimpleNamespace
+import gc
+import weakref
 
 import pytest
 import torch
+from records_on_cpu import on_the_processor, record_on_the_processor
 from small_runs import assert_equal, entries, make_trainer, weights
 from torch import nn
 
 from domain_canine import recorded
 from domain_canine.errors import UserError
-from domain_canine.recorded import Record, RecordedSteps
+from domain_canine.recorded import RecordedSteps
 
 
 class Model(nn.Module):
     def __init__(self):
         super().__init__()
-        self.used, self.unused = nn.Linear(3, 1), nn.Linear(3, 1)
+        self.used, self.frozen = nn.Linear(3, 1), nn.Linear(3, 1).requires_grad_(False)
 
     def micro_step(self, batch):
         loss = self.used(batch["input_ids"]).square().sum()
         loss.backward()
         return (loss.detach(),)
-
-
-def on_the_processor(run, batch: dict, outputs: int, parameters: list[nn.Parameter]) -> Record:
-    """What a graph does: it runs on the same batch, and writes into the tensors of its record, gradients too."""
-    made = tuple(torch.zeros(()) for _ in range(outputs))
-    written = [parameter.grad for parameter in parameters]
-
-    def replay():
-        held = [parameter.grad for parameter in parameters]
-        for parameter, gradient in zip(parameters, written):
-            parameter.grad = gradient
-        for each, new in zip(made, run(batch)):
-            each.copy_(new)
-        for parameter, gradient in zip(parameters, held):
-            parameter.grad = gradient
-
-    return Record(SimpleNamespace(replay=replay), batch, made)
 
 
 class Replayed(RecordedSteps):
@@ -86,12 +71,13 @@ def test_replayed_steps_add_up_and_begin_anew_like_others():
     assert (replayed.ran, replayed.replays) == (2, 8)
 
 
-def test_what_has_no_gradient_gets_none():
+def test_what_is_not_trained_gets_no_gradient():
     """AdamW would let it decay."""
-    replayed = Replayed(Model())
+    model = Model()
+    replayed = Replayed(model)
     for _ in range(3):
         replayed(batch(2))
-    assert replayed.model.unused.weight.grad is None and replayed.model.used.weight.grad is not None
+    assert model.frozen.weight.grad is None and model.used.weight.grad.any()
 
 
 def test_ever_new_shapes_are_not_recorded(monkeypatch):
@@ -139,17 +125,28 @@ def test_a_run_that_replays_is_the_run_that_does_not(tmp_path, monkeypatch):
     runs = []
     for records in (False, True):
         trainer = make_trainer(tmp_path / str(records), eval_strategy="epoch")
-        monkeypatch.setattr(type(trainer.args), "records_steps", records)
-        monkeypatch.setattr("domain_canine.trainer.largest_pass", lambda device: 10_000)
-        monkeypatch.setattr(
-            RecordedSteps, "_record", lambda self, batch: on_the_processor(self.run, batch, 3, self.parameters)
-        )
+        if records:
+            record_on_the_processor(monkeypatch.setattr, 10_000)
         trainer.train()
         runs.append((weights(trainer), entries(trainer, "loss"), entries(trainer, "eval_loss")))
     assert any(trainer.recorded.records.values())
     (one, *logs), (other, *replayed) = runs
     assert logs == replayed
     assert_equal(one, other)
+
+
+def test_a_trainer_whose_steps_are_recorded_ends_with_its_run(tmp_path, monkeypatch):
+    """Kept by a circle of references it would keep the device's memory."""
+    record_on_the_processor(monkeypatch.setattr, 10_000)
+    trainer = make_trainer(tmp_path, max_steps=2, eval_strategy="no", save_strategy="no")
+    trainer.train()
+    left = weakref.ref(trainer)
+    gc.disable()
+    try:
+        del trainer
+        assert left() is None
+    finally:
+        gc.enable()
 
 
 def test_a_larger_record_comes_first(monkeypatch):
@@ -165,6 +162,7 @@ def test_a_larger_record_comes_first(monkeypatch):
 
 def test_a_parameter_that_only_another_shape_reaches_keeps_its_gradient():
     model = Model()
+    model.unused = nn.Linear(3, 1)
     replayed = Replayed(model)
 
     def micro_step(batch):
@@ -181,7 +179,7 @@ def test_a_parameter_that_only_another_shape_reaches_keeps_its_gradient():
             replayed(given)
             reached, other = (model.used, model.unused)[:: 3 - 2 * rows]
             torch.testing.assert_close(reached.weight.grad, given["input_ids"].sum(0, keepdim=True))
-            assert other.weight.grad is None or not other.weight.grad.any()
+            assert not other.weight.grad.any()
 
 
 @pytest.mark.parametrize(
