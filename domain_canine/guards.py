@@ -5,6 +5,7 @@ from collections import deque
 from pathlib import Path
 
 import torch
+from accelerate.utils.memory import should_reduce_batch_size
 from torch.distributed.tensor import DTensor
 
 from .checkpoints import whole_checkpoints
@@ -119,6 +120,12 @@ def names_of(batch: dict[str, torch.Tensor]) -> list[str]:
         ids.scatter_(1, at, torch.where(labels != IGNORED, labels, ids.gather(1, at)))
     names = ("".join(map(chr, row[1 : row.index(SEP)])) for row in ids.tolist())
     return [name for name in names if name]  # empty ones stand for rows that were missing
+
+
+def memory_is_out(error: RuntimeError) -> bool:
+    """Whether that is what an error says: PyTorch's allocator's, or CUDA's own, as of a graph's, cuBLAS's, Triton's."""
+    told = str(error)
+    return should_reduce_batch_size(error) or "out of memory" in told or "CUBLAS_STATUS_ALLOC_FAILED" in told
 
 
 def out_of_memory(error: RuntimeError, args) -> UserError:

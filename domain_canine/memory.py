@@ -4,10 +4,10 @@ import gc
 import sys
 
 import torch
-from accelerate.utils.memory import should_reduce_batch_size
 
 from .batches import needed
 from .errors import UserError
+from .guards import memory_is_out
 from .recorded import largest_pass
 from .tokenization_domain_canine import CLS
 
@@ -42,7 +42,7 @@ def _fits(trainer) -> bool:
         try:
             _try(trainer)
         except RuntimeError as error:
-            if not should_reduce_batch_size(error):
+            if not memory_is_out(error):
                 raise
             failed += 1
     trainer.model.zero_grad(set_to_none=True)

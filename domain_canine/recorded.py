@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import torch
-from accelerate.utils.memory import should_reduce_batch_size
 from torch import nn
 
 from .errors import UserError, first_line
+from .guards import memory_is_out
 
 MOST = 64  # shapes; L goes in steps of 4, so that hardly a run has more
 LARGEST = 80_000  # code points of a pass: 4,096 names of 16 characters; the base model takes 16 GB for so many
@@ -118,7 +118,7 @@ class RecordedSteps:
                 made = self.run(batch)
         except RuntimeError as error:
             cause = error.__context__ or error  # the end of a capture that has failed fails, too
-            if should_reduce_batch_size(cause) or "out of memory" in str(error):
+            if memory_is_out(cause):
                 raise cause from None
             raise UserError(
                 f"the step cannot be recorded as a CUDA graph ({first_line(cause)}); --no_cuda_graphs goes on without"

@@ -9,7 +9,6 @@ from pickle import UnpicklingError
 from signal import SIGTERM
 
 import torch
-from accelerate.utils.memory import should_reduce_batch_size
 from safetensors import SafetensorError
 from transformers import PrinterCallback, ProgressCallback, Trainer
 from transformers.trainer import TRAINER_STATE_NAME
@@ -19,7 +18,7 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from . import checkpoints
 from .callbacks import CheckpointCallback, EarlyStopping, ProgressBar, Speed, StreamEpoch
 from .errors import Stopped, UserError, first_line
-from .guards import FP16_IN_A_ROW, FiniteSteps, Late, out_of_memory
+from .guards import FP16_IN_A_ROW, FiniteSteps, Late, memory_is_out, out_of_memory
 from .loader import BatchLoader
 from .memory import fit_batch
 from .meter import Meter
@@ -172,7 +171,7 @@ class ResumableTrainer(Trainer):
             with self.stop.after_a_step():
                 return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
         except RuntimeError as error:
-            if not should_reduce_batch_size(error):
+            if not memory_is_out(error):
                 raise
             raise out_of_memory(error, self.args) from error
         except UnpicklingError as error:

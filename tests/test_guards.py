@@ -144,19 +144,28 @@ def test_overflows_of_fp16_are_no_news(tmp_path):
             step(number, float("inf"))
 
 
-def test_memory_that_is_out_tells_the_flags_to_lower(tmp_path):
+@pytest.mark.parametrize(
+    "error, first",
+    [
+        (torch.OutOfMemoryError, "CUDA out of memory. Tried to allocate 2.00 GiB."),
+        (RuntimeError, "CUDA error: out of memory"),  # of a graph that is instantiated
+        (RuntimeError, "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        (RuntimeError, "Triton Error [CUDA]: out of memory"),
+    ],
+)
+def test_memory_that_is_out_tells_the_flags_to_lower(tmp_path, error, first):
     trainer = make_trainer(tmp_path, save_steps=2)
     forward = trainer.model.forward
 
     def limited(*args, **kwargs):
         if trainer.state.global_step == 3:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore.")
+            raise error(f"{first}\nMore.")
         return forward(*args, **kwargs)
 
     trainer.model.forward = limited
     with pytest.raises(UserError) as told:
         trainer.train()
-    for part in ("the memory of cpu is out: CUDA out of memory. Tried to allocate 2.00 GiB.", "--batch_size (now 16",
+    for part in (f"the memory of cpu is out: {first}\n", "--batch_size (now 16",
                  "--per_device_eval_batch_size (now 256)", "--max_length", "--auto_find_batch_size", "checkpoint-2"):  # fmt: skip
         assert part in str(told.value)
 
