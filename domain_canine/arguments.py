@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
+from transformers.training_args import OptimizerNames
 
 from .errors import UserError
 from .paths import user_path
@@ -250,6 +251,10 @@ class DomainTrainingArguments(TrainingArguments):
         for name, why in REFUSED.items():
             if getattr(self, name):
                 raise UserError(f"--{name} is not for this program: {why}")
+        if (backend := os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower()) != "no":
+            # As the launcher was told; what holds of --torch_compile holds of it.
+            self.torch_compile, self.torch_compile_backend = True, self.torch_compile_backend or backend
+            self.torch_compile_mode = self.torch_compile_mode or os.environ.get("ACCELERATE_DYNAMO_MODE")
         if self.torch_compile_mode in OWN_GRAPHS:
             raise UserError(
                 f"--torch_compile_mode {self.torch_compile_mode} is not for this program: its CUDA graphs overwrite "
@@ -258,6 +263,8 @@ class DomainTrainingArguments(TrainingArguments):
         if self.early_stopping_patience and self.eval_strategy == "no":
             self.early_stopping_patience = 0
         self._choose_precision()
+        if "ACCELERATE_MIXED_PRECISION" in os.environ:  # the launcher's, which may be another
+            os.environ["ACCELERATE_MIXED_PRECISION"] = "no" if self.precision == "fp32" else self.precision
         self._choose_workers()
         if self.use_wandb:
             self.report_to = ["wandb"]
@@ -311,7 +318,8 @@ class DomainTrainingArguments(TrainingArguments):
             return False
         # The former is the latter's old name, which transformers 5.18 does not know yet.
         checkpointing = self.gradient_checkpointing or getattr(self, "activation_checkpointing", None)
-        takes_part = any(word in str(self.optim) for word in ("lomo", "layerwise", "schedule_free"))
+        optimiser = OptimizerNames(self.optim).value
+        takes_part = any(word in optimiser for word in ("lomo", "layerwise", "schedule_free"))
         kinds = ("FSDP", "DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG")
         sharded = self.fsdp or self.deepspeed or any(map(_launcher_says, kinds))
         unfit = self.fp16 or checkpointing or self.torch_compile or self.full_determinism

@@ -94,6 +94,8 @@ class DomainTrainer(ResumableTrainer):
         """All batches of all ranks, added up by ``kind``."""
         model = self.model_wrapped if self.is_in_train else self._prepared_for_evaluation()
         model.eval()
+        if hasattr(self.optimizer, "eval"):  # schedule-free ones have weights of their own for it
+            self.optimizer.eval()
         self.callback_handler.eval_dataloader = dataloader
         self.kind.begin(self.args.device)
         with torch.no_grad():

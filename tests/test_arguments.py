@@ -3,6 +3,8 @@ import json
 import pytest
 import torch
 import yaml
+from accelerate.state import AcceleratorState
+from small_runs import make_trainer
 
 from domain_canine.arguments import DataArguments, DomainTrainingArguments, ModelArguments, Parser, code_point
 from domain_canine.errors import UserError
@@ -89,27 +91,51 @@ def test_precision_follows_the_device(monkeypatch):
         ("", 1, True), ("--bf16", 1, True), ("--no_mixed_precision", 1, True), ("--no_cuda_graphs", 1, False),
         ("--fp16", 1, False), ("--gradient_checkpointing", 1, False),
         ("--activation_checkpointing", 1, False), ("--torch_compile", 1, False), ("--full_determinism", 1, False),
-        ("--optim schedule_free_adamw", 1, False), ("--fsdp full_shard", 2, False), ("", 2, True),
+        ("--optim adafactor", 1, True), ("--optim schedule_free_adamw", 1, False), ("--optim lomo", 1, False), ("--fsdp full_shard", 2, False), ("", 2, True),
     ],
 )  # fmt: skip
 def test_steps_are_recorded_where_nothing_looks_at_the_host(monkeypatch, flags, processes, records):
-    monkeypatch.setattr("transformers.TrainingArguments.__post_init__", lambda self: setattr(self, "_n_gpu", 1))
-    args = parse(*flags.split())[2]
-    monkeypatch.setattr(type(args), "device", torch.device("cuda"))
-    monkeypatch.setattr(type(args), "world_size", processes)
+    args = parse("--use_cpu", *flags.split())[2]
+    on_gpus(monkeypatch, args, processes)
     assert args.records_steps is records
     monkeypatch.setattr(type(args), "device", torch.device("cpu"))
     assert not args.records_steps
 
 
-def test_a_launcher_of_sharded_runs_records_nothing(monkeypatch):
-    monkeypatch.setattr("transformers.TrainingArguments.__post_init__", lambda self: setattr(self, "_n_gpu", 1))
-    args = parse()[2]
+def on_gpus(monkeypatch, args, processes: int) -> None:
     monkeypatch.setattr(type(args), "device", torch.device("cuda"))
-    monkeypatch.setattr(type(args), "world_size", 1)
+    monkeypatch.setattr(type(args), "world_size", processes)
+
+
+@pytest.mark.parametrize("kind", ["FSDP", "DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG"])
+def test_a_launcher_of_sharded_runs_records_nothing(monkeypatch, kind):
+    args = parse("--use_cpu")[2]
+    on_gpus(monkeypatch, args, 2)
     assert args.records_steps
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv(f"ACCELERATE_USE_{kind}", "true")
     assert not args.records_steps
+
+
+def test_a_launcher_that_compiles_is_told_so_by_flag(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "NO")
+    monkeypatch.setenv("ACCELERATE_DYNAMO_MODE", "default")
+    assert not parse("--use_cpu")[2].torch_compile
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "AOT_EAGER")
+    args = parse("--use_cpu")[2]
+    assert (args.torch_compile, args.torch_compile_backend, args.torch_compile_mode) == (True, "aot_eager", "default")
+    monkeypatch.setenv("ACCELERATE_DYNAMO_MODE", "reduce-overhead")
+    with pytest.raises(UserError, match="reduce-overhead is not for this program"):
+        parse("--use_cpu")
+
+
+@pytest.mark.parametrize("launcher", ["no", "bf16", "fp16"])
+def test_the_precision_is_what_the_flags_say_and_not_the_launcher(tmp_path, monkeypatch, launcher):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launcher)
+    for flags, precision in ({"no_mixed_precision": True}, "no"), ({}, "no"), ({"bf16": True}, "bf16"):
+        trainer = make_trainer(tmp_path, **flags)
+        assert trainer.accelerator.mixed_precision == precision
+        assert trainer.args.precision == precision.replace("no", "fp32")
+        AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def test_resume_without_a_path_means_the_newest():
