@@ -45,7 +45,7 @@ def build_classifier(arguments: ClassifierArguments, data: LabelledNames) -> tor
         model = DomainCanineForSequenceClassification(DomainCanineConfig(**{**SIZES[arguments.model_size], **changes}))
     else:
         name = arguments.model_name_or_path or DEFAULT_MODEL
-        model = load_model(name, kind=DomainCanineForSequenceClassification, **changes)
+        model = load_model(name, kind=DomainCanineForSequenceClassification, dtype=torch.float32, **changes)
     embed = {"domain-embed": PIPELINES["domain-embed"] | {"pt": ["AutoModelForSequenceClassification"]}}
     model.config.auto_map, model.config.custom_pipelines = dict(AUTO_MAP), embed
     # What the head does not stand on has no gradient, which several processes would wait for.

@@ -65,7 +65,8 @@ def build_model(arguments: ModelArguments, objective: str = "mlm") -> DomainCani
         except (ValueError, TypeError, RuntimeError, KeyError) as error:
             raise UserError(f"--config_overrides {arguments.config_overrides}: {error}") from error
     else:
-        model = load_model(arguments.model_name_or_path or DEFAULT_MODEL)
+        # Steps of 1e-5 are lost in weights of bf16, as some checkpoints have them.
+        model = load_model(arguments.model_name_or_path or DEFAULT_MODEL, dtype=torch.float32)
     if arguments.mask_code_point is not None:
         model.config.mask_code_point = code_point(arguments.mask_code_point)
     model.config.auto_map, model.config.custom_pipelines = dict(AUTO_MAP), dict(PIPELINES)

@@ -4,12 +4,15 @@ import json
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from domain_canine import DomainCanineForMaskedLM, DomainCanineModel
 from domain_canine.arguments import ModelArguments
+from domain_canine.classifier import build_classifier
+from domain_canine.classify_arguments import ClassifierArguments
 from domain_canine.configuration_domain_canine import AUTO_MAP
 from domain_canine.errors import UserError
 from domain_canine.pretrained import SIZES, build_model, build_tokenizer, is_classifier, load_model
@@ -213,6 +216,17 @@ def test_a_trained_model_is_continued_with_its_head(tmp_path, model):
     again = load_model(str(tmp_path / "ours"))
     assert isinstance(again, DomainCanineForMaskedLM)
     assert torch.equal(again.lm_head.decoder.weight, model.lm_head.decoder.weight)
+
+
+def test_a_checkpoint_of_bf16_is_trained_in_fp32(tmp_path, model):
+    """A rate of 1e-5 moves few weights of bf16, and a GPU's recorded gradients are of fp32."""
+    model.bfloat16().save_pretrained(tmp_path)
+    asked = ClassifierArguments(model_name_or_path=str(tmp_path))
+    data = SimpleNamespace(classes=["bad", "good"])
+    for trained in build_model(ModelArguments(model_name_or_path=str(tmp_path))), build_classifier(asked, data):
+        assert {each.dtype for each in trained.parameters()} == {torch.float32}
+        assert trained.config.dtype == torch.float32
+    assert {each.dtype for each in load_model(str(tmp_path)).parameters()} == {torch.bfloat16}
 
 
 def test_the_mask_of_a_checkpoint_stays_unless_another_is_asked_for(tmp_path, model):
