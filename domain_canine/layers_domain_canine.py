@@ -143,8 +143,10 @@ class DomainCanineSelfAttention(nn.Module):
 
 
 def is_plain(module: nn.Module) -> bool:
-    """Whether its weights tell all of it: not of an adapter, a quantised or pruned layer, or one that is watched."""
-    return type(module) in (nn.Linear, nn.LayerNorm) and not (
+    """Whether it is what a kernel stands for: not an adapter, a quantised or pruned layer, or one that is watched."""
+    stock = type(module) in (nn.Linear, nn.LayerNorm, nn.Dropout, GELUActivation)
+    weight = type(getattr(module, "weight", None)) in (nn.Parameter, torch.Tensor, type(None))
+    return stock and weight and not (
         module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
         or hasattr(module, "_hf_hook")
     )  # fmt: skip
@@ -205,7 +207,7 @@ class DomainCanineResidual(nn.Module):
     def forward(self, states, residual):
         """States (B, Q, width), residual (B, Q, D) -> (B, Q, D)."""
         fused = kernels(states)
-        if not (fused and is_plain(self.dense) and is_plain(self.LayerNorm)):
+        if not (fused and all(map(is_plain, (self.dense, self.dropout, self.LayerNorm)))):
             return self.LayerNorm(self.dropout(self.dense(states)) + residual)
         return fused.ResidualNorm.apply(
             F.linear(states, self.dense.weight), self.dense.bias, residual, self.LayerNorm.weight, self.LayerNorm.bias,
@@ -247,7 +249,7 @@ class DomainCanineLayer(GradientCheckpointingLayer):
     def _wide(self, states):
         """(B, Q, D) -> (B, Q, F)."""
         dense, fused = self.intermediate["dense"], kernels(states)
-        if fused and is_plain(dense) and isinstance(self.activation, GELUActivation):
+        if fused and is_plain(dense) and is_plain(self.activation):
             return fused.BiasGelu.apply(F.linear(states, dense.weight), dense.bias)
         return self.activation(dense(states))
 

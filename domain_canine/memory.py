@@ -81,5 +81,5 @@ def _largest(batches) -> dict[str, torch.Tensor]:
     batch = {"input_ids": names, "attention_mask": torch.ones_like(names)}
     if batches.collator is None:
         return batch | {"labels": torch.zeros(rows, dtype=torch.long), "loss_weights": torch.ones(rows)}
-    masked = torch.ones(rows, batches.collator.most(characters), dtype=torch.long)
+    masked = torch.ones(rows, batches.collator.most(names.shape[1] - 2), dtype=torch.long)
     return batch | {"masked_positions": masked, "labels": masked * ord("a")}

@@ -4,6 +4,7 @@ A micro-step of the base model starts 1,500 kernels, and a processor takes longe
 when a batch has few names: on an H100, 41 ms for 512 names that are computed in 20. Replayed, they are one call.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
@@ -13,7 +14,7 @@ from torch import nn
 from .errors import UserError, first_line
 from .guards import memory_is_out
 
-MOST = 64  # shapes; L goes in steps of 4, so that hardly a run has more
+MOST = 64  # records; a run of fixed counts has some 20 shapes, since L goes in steps of 4, one by slots up to 150
 LARGEST = 80_000  # code points of a pass: 4,096 names of 16 characters; the base model takes 16 GB for so many
 LINE = 32  # numbers of fp32 in a cache line of a GPU
 BYTES = 1_000_000  # of the device for each code point of a pass, which records and what else runs share
@@ -53,7 +54,8 @@ class RecordedSteps:
             part[: parameter.numel()].view_as(parameter)
             for part, parameter in zip(self.all_gradients.split(sizes), self.parameters)
         ]
-        self.records: dict[tuple, Record | None] = {}  # of the shapes that were seen
+        self.records: dict[tuple, Record] = {}
+        self.seen = Counter()  # passes of each shape
         self.pool, self.largest_record = None, 0
 
     def __call__(self, batch: dict[str, torch.Tensor | bool]) -> tuple[torch.Tensor, ...]:
@@ -75,12 +77,11 @@ class RecordedSteps:
         shape = tuple(
             (name, each.shape, each.dtype) if torch.is_tensor(each) else (name, each) for name, each in batch.items()
         )
+        self.seen[shape] += 1
         if shape not in self.records:
             # A first time as it is: kernels are loaded, compiled and chosen, which a graph cannot hold.
-            if len(self.records) < MOST:
-                self.records[shape] = None
-            return self.run(self._moved(batch))
-        if self.records[shape] is None:
+            if self.seen[shape] == 1 or not self._has_place(shape):
+                return self.run(self._moved(batch))
             self._make_room(batch["input_ids"].numel())
             self.records[shape] = self._record(self._moved(batch))
         record = self.records[shape]
@@ -90,10 +91,24 @@ class RecordedSteps:
         record.graph.replay()
         return record.made
 
+    def _has_place(self, shape):
+        """Whether one record more may be; one is let go for it if its shape was seen half as often or less."""
+        if len(self.records) < MOST:
+            return True
+        rarest = min(self.records, key=self.seen.get)
+        if self.seen[shape] < 2 * self.seen[rarest]:
+            return False
+        self._wait()
+        del self.records[rarest]
+        return True
+
     def _make_room(self, size):
         if size > self.largest_record:
-            torch.get_device_module(self.device).synchronize()  # records that are let go may still run
-            self.records, self.pool, self.largest_record = dict.fromkeys(self.records), None, size
+            self._wait()
+            self.records, self.pool, self.largest_record = {}, None, size
+
+    def _wait(self):
+        torch.get_device_module(self.device).synchronize()  # records that are let go may still run
 
     def _moved(self, batch):
         """On the device, in memory that nobody else writes to."""
@@ -104,10 +119,12 @@ class RecordedSteps:
         }  # fmt: skip
 
     def _begin(self):
-        if any(parameter.grad is not gradient for parameter, gradient in zip(self.parameters, self.gradients)):
+        if all(parameter.grad is None for parameter in self.parameters):
             self.all_gradients.zero_()
-            for parameter, gradient in zip(self.parameters, self.gradients):
-                parameter.grad = gradient
+        for parameter, gradient in zip(self.parameters, self.gradients):
+            if parameter.grad is not None and parameter.grad is not gradient:  # a callback's
+                gradient.copy_(parameter.grad)
+            parameter.grad = gradient
 
     def _record(self, batch):
         torch.cuda.empty_cache()  # what the step before has left; records have a memory of their own, and share it

@@ -47,6 +47,7 @@ class DomainTrainer(ResumableTrainer):
         return (loss, outputs) if return_outputs else loss
 
     def _prepare_for_training(self, *args, **kwargs):
+        self.recorded = None  # what is recorded is the model of a call of train()
         if self.args.records_steps:
             # Without DDP, which adds up gradients within the backward pass, on the stream that it was made on: that
             # cannot be recorded. Ours are added up after it.

@@ -99,10 +99,38 @@ def dropout_is_drawn_alike_both_ways() -> None:
         with torch.no_grad():
             difference = ((run(states + step * along) - run(states - step * along)) / (2 * step) * into).sum()
         assert torch.isclose((states.grad * along).sum(), difference, rtol=1e-2), (states.grad * along).sum()
+    # With the mask that was drawn, found by states of nothing but ones: values and all gradients.
+    (rows, width), share = (37, 100), 0.3
+    one, zero, nothing = torch.ones(width), torch.zeros(width), torch.zeros(rows, width)
+    mask = (fused.ResidualNorm.apply(nothing, one, nothing, one, zero, 1e-12, share) > 0) / (1 - share)
+    vectors = torch.randn(3, width)
+    same(
+        lambda x, added, r, weight, bias: fused.ResidualNorm.apply(x, added, r, weight, bias, 1e-12, share),
+        lambda x, added, r, weight, bias: F.layer_norm((x + added) * mask + r, (width,), weight, bias, 1e-12),
+        torch.randn(rows, width), vectors[0], torch.randn(rows, width), *vectors[1:],
+    )  # fmt: skip
     torch.randint = draws
+
+
+def dropout_drops_each_by_itself() -> None:
+    """The share that is asked for; and no neighbour with it, along rows or columns, names, heads, queries or keys."""
+    share, names, keys, heads, size = 0.3, 300, 6, 2, 16
     one, zero = torch.ones(256), torch.zeros(256)
-    kept = fused.ResidualNorm.apply(torch.ones(400, 256), None, None, one, zero, 1e-12, 0.3) > 0
-    assert abs(kept.float().mean() - 0.7) < 5e-3
+    normed = fused.ResidualNorm.apply(torch.ones(400, 256), None, None, one, zero, 1e-12, share) > 0
+    # A key's value is 1 where its number is: what comes out are the weights after dropout.
+    states = torch.zeros(names, keys, 3, heads, size)
+    for key in range(keys):
+        states[:, key, 2, :, key] = 1
+    out = Attention.apply(None, states.flatten(2), torch.zeros(names, 1, 1, keys), heads, share)
+    weights = out.unflatten(-1, (heads, size))[..., :keys]
+    assert torch.isclose(weights.max() * keys * (1 - share), torch.ones(()))
+    for kept in (normed, weights > 0):
+        assert abs(kept.float().mean() - (1 - share)) < 1e-2
+        centred = kept.float() - kept.float().mean()
+        for dim, count in enumerate(kept.shape):
+            for shift in range(1, min(5, count)):
+                pairs = centred.narrow(dim, 0, count - shift) * centred.narrow(dim, shift, count - shift)
+                assert abs(pairs.mean() / centred.var()) < 0.04, (kept.shape, dim, shift)
 
 
 def gradients_have_no_gradients() -> None:
@@ -145,6 +173,7 @@ if __name__ == "__main__":
     attention_is_that_of_pytorch()
     the_others_are_what_they_stand_for()
     dropout_is_drawn_alike_both_ways()
+    dropout_drops_each_by_itself()
     gradients_have_no_gradients()
     what_does_not_fit_a_tile_is_refused()
     a_model_has_the_loss_and_gradients_that_it_has_without()

@@ -4,10 +4,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 
+from domain_canine import layers_domain_canine as layers
 from domain_canine.layers_domain_canine import kernels
 
 TESTS = Path(__file__).parent
@@ -26,3 +29,34 @@ def test_they_compute_what_they_stand_for():
 def test_a_cpu_has_none():
     with torch.autocast("cpu", torch.bfloat16):
         assert kernels(torch.ones(2, 3)) is None
+
+
+@pytest.mark.parametrize("part", ["dense", "dropout", "LayerNorm", "intermediate", "activation", "weight"])
+def test_what_is_watched_replaced_or_quantised_is_called_itself(config, monkeypatch, part):
+    """A kernel would pass over it."""
+    layer, called = layers.DomainCanineLayer(config).train(), []
+
+    class Refused:
+        @staticmethod
+        def apply(states, *given):
+            raise AssertionError(f"a kernel of {given[0].shape}")
+
+    class Quantised(nn.Parameter):
+        pass
+
+    residual = layer.output
+    if part == "weight":
+        residual.dense.weight = Quantised(residual.dense.weight.detach())
+    else:
+        watched = {"intermediate": layer.intermediate["dense"], "activation": layer.activation}
+        (watched.get(part) or getattr(residual, part)).register_forward_hook(lambda *given: called.append(part))
+    monkeypatch.setattr(layers, "kernels", lambda states: SimpleNamespace(ResidualNorm=Refused, BiasGelu=Refused))
+    states = torch.randn(2, 3, config.hidden_size)
+    wide = torch.randn(2, 3, config.intermediate_size)
+    if part in ("intermediate", "activation"):
+        layer._wide(states)
+    else:
+        residual(wide, states)
+    assert called == ([] if part == "weight" else [part])
+    with pytest.raises(AssertionError, match="a kernel of"):
+        layer.attention["output"](states, states)

@@ -113,7 +113,21 @@ def test_masks_are_those_of_the_row_and_in_evaluation_those_of_the_name():
                 keys = hashing.hash_names(ids.ravel(), np.arange(len(ids)) * ids.shape[1] + 1, lengths - 2)
             else:
                 told, keys = collator, np.array([row_of[name] for name in names])
-            assert equal(batch, told.collate(ids, lengths, keys, told.epoch if evaluation else epoch))
+            expected = told.collate(ids, lengths, keys, told.epoch if evaluation else epoch)
+            most = expected["labels"].shape[1]
+            assert (batch["labels"][:, most:] == IGNORED).all()  # room for names as long as L has room for
+            batch |= {name: batch[name][:, :most] for name in ("labels", "masked_positions")}
+            assert equal(batch, expected)
+
+
+@pytest.mark.parametrize("objective", ["mlm", "any_order"])
+def test_batches_of_one_length_have_one_shape(objective):
+    batches = batches_of(16, collator=DataCollatorForCodePointMasking(objective=objective))
+    shapes = {
+        tuple(batch["masked_positions"].shape) + tuple(batch["input_ids"].shape) for batch in steps_of(batches, 0)
+    }
+    lengths = [shape[-1] for shape in shapes if shape[0] == 16]
+    assert len(lengths) == len(set(lengths)) > 3
 
 
 def test_a_window_is_read_once_by_each_process():

@@ -2,6 +2,7 @@
 
 import gc
 import weakref
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -80,12 +81,22 @@ def test_what_is_not_trained_gets_no_gradient():
     assert model.frozen.weight.grad is None and model.used.weight.grad.any()
 
 
-def test_ever_new_shapes_are_not_recorded(monkeypatch):
+def test_of_many_shapes_the_common_ones_are_recorded(monkeypatch):
     monkeypatch.setattr(recorded, "MOST", 2)
     replayed = Replayed(Model())
-    for rows in (1, 1, 2, 2, 3, 3, 3):
-        replayed(batch(rows))
-    assert (replayed.ran, replayed.replays) == (5, 2)
+
+    def recorded_after(*sizes):
+        for size in sizes:
+            replayed(batch(size))
+        return {key[0][1][0] for key in replayed.records}  # rows
+
+    assert recorded_after(*[3] * 9, 2, 2) == {3, 2}
+    assert recorded_after(1, 1, 1) == {3, 2}
+    assert recorded_after(1) == {3, 1}  # twice as often as 2, the rarer one
+    # It comes back at that price, or two would take turns at every step.
+    assert recorded_after(2, 2, 2, 2, 2) == {3, 1}
+    assert recorded_after(2) == {3, 2}
+    assert (replayed.ran, replayed.replays) == (1 + 1 + 3 + 5, 8 + 1 + 1 + 1)
 
 
 def test_a_large_batch_takes_several_passes_that_add_up():
@@ -180,6 +191,86 @@ def test_a_parameter_that_only_another_shape_reaches_keeps_its_gradient():
             reached, other = (model.used, model.unused)[:: 3 - 2 * rows]
             torch.testing.assert_close(reached.weight.grad, given["input_ids"].sum(0, keepdim=True))
             assert not other.weight.grad.any()
+
+
+def test_records_share_memory_that_begins_with_the_largest(monkeypatch):
+    """Whose loss they all outlive; and other threads may ask CUDA for something while one is made."""
+    made, waited = [], []
+
+    class Graph:
+        number = 0
+
+        def __init__(self):
+            Graph.number += 1
+            self.own = f"pool {Graph.number}"
+
+        def pool(self):
+            return made[-1][1] or self.own
+
+        def replay(self):
+            pass
+
+    class Capture:
+        def __init__(self, graph, pool, capture_error_mode):
+            made.append((graph, pool, capture_error_mode))
+
+        def __enter__(self):
+            pass
+
+        def __exit__(self, *error):
+            pass
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", Capture)
+    steps = RecordedSteps([], lambda batch: (torch.zeros(()),), torch.device("cpu"), 100)
+    monkeypatch.setattr(steps, "_wait", lambda: waited.append(len(made)))
+    for rows in (2, 2, 1, 1, 3, 3, 2, 1):
+        steps(batch(rows))
+    assert [pool for _, pool, _ in made] == [None, "pool 1", None, "pool 3", "pool 3"]
+    assert {mode for *_, mode in made} == {"thread_local"}
+    assert waited == [0, 2]
+
+
+def test_another_type_is_another_record():
+    replayed = Replayed(Model())
+    replayed.model.micro_step = lambda batch: (torch.zeros(()),)
+    for kind in (torch.float32, torch.float32, torch.float64, torch.float64):
+        replayed({"input_ids": torch.ones(2, 3, dtype=kind)})
+    assert (replayed.ran, replayed.replays) == (2, 2)
+
+
+@pytest.mark.parametrize("gigabytes, expected", [(8, 8_000), (80, 80_000), (140, 80_000)])
+def test_a_pass_is_as_large_as_the_device_has_memory_for(monkeypatch, gigabytes, expected):
+    told = SimpleNamespace(total_memory=gigabytes * 10**9)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: told)
+    assert recorded.largest_pass(torch.device("cuda")) == expected
+
+
+def test_gradients_that_a_callback_has_changed_are_gone_on_from():
+    model = Model()
+    replayed = Replayed(model)
+    for _ in range(3):
+        model.zero_grad()
+        replayed(batch(2))
+        weight = model.used.weight
+        weight.grad = weight.grad / 2
+        halved, given = weight.grad.clone(), batch(2)
+        replayed(given)
+        (own,) = torch.autograd.grad(model.used(given["input_ids"]).square().sum(), weight)
+        torch.testing.assert_close(weight.grad, halved + own)
+
+
+def test_another_call_of_train_records_the_model_of_then(tmp_path, monkeypatch):
+    record_on_the_processor(monkeypatch.setattr, 10_000)
+    trainer = make_trainer(tmp_path, max_steps=3, eval_strategy="no", save_strategy="no")
+    trainer.train()
+    records = trainer.recorded
+    trainer.model.lm_head.requires_grad_(False)
+    before = weights(trainer)
+    trainer.train()
+    assert trainer.recorded is not records
+    changed = {name.split(".")[0] for name, weight in weights(trainer).items() if not torch.equal(weight, before[name])}
+    assert changed == {"canine"}
 
 
 @pytest.mark.parametrize(
