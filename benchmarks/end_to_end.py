@@ -33,6 +33,7 @@ from domain_canine.configuration_domain_canine import DomainCanineConfig
 from domain_canine.corpus import load_corpus
 from domain_canine.errors import UserError, run
 from domain_canine.masking import DataCollatorForCodePointMasking
+from domain_canine.memory import joined
 from domain_canine.prepare import Settings
 from domain_canine.pretrained import SIZES
 
@@ -89,22 +90,26 @@ def launch(names: Path, folder: Path, steps: int, every: int, parsed) -> list[fl
 
 def bare(names: Path, steps: range, parsed) -> float:
     """Names a second of the bare step, over these steps of the command."""
-    compiled = "--torch_compile" in parsed.flags
+    compiled, recorded = "--torch_compile" in parsed.flags, "--no_cuda_graphs" not in parsed.flags
+    batch, accumulation = parsed.batch, parsed.accumulation
+    if parsed.device == "cuda" and recorded and not compiled:  # as the command does
+        count = joined(batch, accumulation, torch.device("cuda"))
+        batch, accumulation = batch * count, accumulation // count
     corpus = load_corpus(str(names), Settings(), quiet=True).train
     made = NameBatches(
-        corpus.table, corpus.lengths, DataCollatorForCodePointMasking(), parsed.batch,
-        micro_steps=parsed.accumulation, fixed_shapes=compiled or "--fixed_shapes" in parsed.flags,
+        corpus.table, corpus.lengths, DataCollatorForCodePointMasking(), batch,
+        micro_steps=accumulation, fixed_shapes=compiled or "--fixed_shapes" in parsed.flags,
     )  # fmt: skip
-    micro_steps = range(steps.start * parsed.accumulation, steps.stop * parsed.accumulation)
-    epoch = made.plan.steps * parsed.accumulation
+    micro_steps = range(steps.start * accumulation, steps.stop * accumulation)
+    epoch = made.plan.steps * accumulation
     batches = on(parsed.device, with_items([made[divmod(step, epoch)] for step in micro_steps]))
     config = DomainCanineConfig(**SIZES[parsed.size] | (NARROW if parsed.narrow else {}))
-    side = our_side(config, parsed.device, compiled, None, "--no_cuda_graphs" not in parsed.flags)
+    side = our_side(config, parsed.device, compiled, None, recorded)
     # As far as the command was when its time began: what is recorded or compiled is.
     made_ready = parsed.device == "cuda" or compiled
-    side.names_per_s(batches if made_ready else batches[: 2 * parsed.accumulation], parsed.accumulation)
+    side.names_per_s(batches if made_ready else batches[: 2 * accumulation], accumulation)
     rounds = range(ROUNDS[parsed.device])
-    return statistics.median(side.names_per_s(batches, parsed.accumulation) for _ in rounds)
+    return statistics.median(side.names_per_s(batches, accumulation) for _ in rounds)
 
 
 def measure(names: list[str], parsed) -> dict:

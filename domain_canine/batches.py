@@ -112,7 +112,7 @@ class NameBatches(Dataset):
         return max(1, most // int(slots(longest))), longest
 
     def divide(self, batch_size: int, micro_steps: int) -> None:
-        """The same steps in more, smaller micro-steps."""
+        """The same steps in other micro-steps."""
         self.batch_size, self.plan.micro_steps = batch_size, micro_steps
         self._window, self._share, self._ready = None, None, {}
 

@@ -132,7 +132,7 @@ def out_of_memory(error: RuntimeError, args) -> UserError:
     """What to do about memory that is out."""
     batch, accumulated = args.per_device_train_batch_size, args.gradient_accumulation_steps
     whole = whole_checkpoints(Path(args.output_dir))
-    records = "; --no_cuda_graphs takes less, at the price of speed" if args.records_steps else ""
+    records = "; --no_cuda_graphs computes micro-steps as given, in less memory, slower" if args.records_steps else ""
     then = f"; {whole[-1].name} is there to --resume_from_checkpoint" if whole else ""
     return UserError(
         f"the memory of {args.device} is out: {first_line(error)}\n"

@@ -20,7 +20,7 @@ from .callbacks import CheckpointCallback, EarlyStopping, ProgressBar, Speed, St
 from .errors import Stopped, UserError, first_line
 from .guards import FP16_IN_A_ROW, FiniteSteps, Late, memory_is_out, out_of_memory
 from .loader import BatchLoader
-from .memory import fit_batch
+from .memory import fit_batch, join_micro_steps
 from .meter import Meter
 from .metrics import MaskedFigures
 from .rates import AskedRates
@@ -208,6 +208,8 @@ class ResumableTrainer(Trainer):
     def _inner_training_loop(self, *args, **kwargs):
         if self.finds_batch:
             fit_batch(self)
+        elif self.args.records_steps:
+            join_micro_steps(self)
         if self.streamed and kwargs["resume_from_checkpoint"] is not None:
             self.train_dataset.resume(Path(kwargs["resume_from_checkpoint"]))
         return super()._inner_training_loop(*args, **kwargs)

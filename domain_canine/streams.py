@@ -131,7 +131,7 @@ class StreamBatches(IterableDataset):
         return self.batch_size, self.max_length - SPECIAL
 
     def divide(self, batch_size: int, micro_steps: int) -> None:
-        """Smaller micro-steps, before anything is read."""
+        """Other micro-steps, before anything is read."""
         self.batch_size = batch_size
 
     # ---- names

@@ -12,7 +12,7 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import run_mlm_domains  # noqa: E402
-from domain_canine import trainer  # noqa: E402
+from domain_canine import memory, trainer  # noqa: E402
 from domain_canine.arguments import DomainTrainingArguments  # noqa: E402
 from domain_canine.errors import run  # noqa: E402
 from domain_canine.pretrained import build_model  # noqa: E402
@@ -39,10 +39,16 @@ def on_the_processor(run, batch: dict, outputs: int, parameters: list[nn.Paramet
     return Record(SimpleNamespace(replay=replay), batch, made)
 
 
-def record_on_the_processor(patch, largest: int) -> None:
-    """Have the Trainer's steps recorded; ``patch`` sets attributes."""
+def record_on_the_processor(patch, largest: int, room: int = 0) -> None:
+    """Have the Trainer's steps recorded; ``patch`` sets attributes.
+
+    Args:
+        largest: code points of a pass.
+        room: code points that micro-steps are joined by the measure of.
+    """
     patch(DomainTrainingArguments, "records_steps", True)
     patch(trainer, "largest_pass", lambda device: largest)
+    patch(memory, "largest_pass", lambda device: room)
     patch(RecordedSteps, "_record", lambda self, batch: on_the_processor(self.run, batch, 3, self.parameters))
 
 

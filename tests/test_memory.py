@@ -1,12 +1,15 @@
 """``--auto_find_batch_size``: smaller micro-steps of the same run."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
-from small_runs import assert_equal, make_trainer, weights
+from records_on_cpu import record_on_the_processor
+from small_runs import assert_equal, entries, make_trainer, weights
 from test_streams import make_stream, write
 
-from domain_canine import DataCollatorForCodePointMasking
+from domain_canine import DataCollatorForCodePointMasking, memory
 from domain_canine.batches import NameBatches
 from domain_canine.errors import UserError
 from domain_canine.memory import fit_batch
@@ -68,6 +71,38 @@ def test_the_trial_takes_what_a_step_will(tmp_path, monkeypatch):
     with_memory_for(trainer, 4)
     fit_batch(trainer)
     assert trainer._train_batch_size == 4
+
+
+@pytest.mark.parametrize(
+    "batch, accumulation, gigabytes, expected",
+    [(256, 2, 80, 2), (256, 2, 140, 2), (256, 16, 80, 4), (256, 3, 80, 3), (256, 5, 80, 1), (1000, 1, 80, 1),
+     (4096, 2, 80, 1), (256, 2, 16, 1), (64, 8, 16, 2)],
+)  # fmt: skip
+def test_micro_steps_are_joined_as_far_as_memory_is_hardly_taken(monkeypatch, batch, accumulation, gigabytes, expected):
+    told = SimpleNamespace(total_memory=gigabytes * 10**9)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: told)
+    assert memory.joined(batch, accumulation, torch.device("cuda")) == expected
+
+
+def test_joined_micro_steps_make_the_same_steps(tmp_path, monkeypatch, capsys):
+    logs = []
+    for room in (0, 4 * memory.SLOTS * 16):
+        record_on_the_processor(monkeypatch.setattr, 10_000, room)
+        trainer = make_trainer(
+            tmp_path / str(room),
+            dropout=0,
+            per_device_train_batch_size=4,
+            gradient_accumulation_steps=8,
+            num_train_epochs=2,
+        )
+        trainer.train()
+        args = trainer.args
+        assert (args.per_device_train_batch_size, args.gradient_accumulation_steps) == ((16, 2) if room else (4, 8))
+        logs.append([entries(trainer, key) for key in ("loss", "grad_norm", "eval_loss")])
+        told = capsys.readouterr().err
+        assert ("the GPU computes 16 names at once: a step is accumulated in 2 instead of 8" in told) == bool(room)
+    for apart, at_once in zip(*logs):
+        assert len(apart) > 1 and at_once == pytest.approx(apart, rel=1e-4)
 
 
 def test_the_largest_batch_is_the_largest(tmp_path):
