@@ -54,7 +54,7 @@ class EarlyStopping(EarlyStoppingCallback):
         if self.early_stopping_patience_counter >= self.early_stopping_patience and state.is_world_process_zero:
             metric = args.metric_for_best_model.replace("_", " ")
             told = f"stopping early: {self.early_stopping_patience} evaluations without a better {metric}"
-            print(told, file=sys.stderr)
+            tqdm.write(told, file=sys.stderr)  # on a line of its own, above the bar
 
 
 class Speed(TrainerCallback):

@@ -18,6 +18,8 @@ from .sampling import names_within
 from .sources import SAMPLE, local_paths
 from .streams import StreamBatches
 
+EVERY = 10_000  # steps between evaluations of a stream that does not tell its length
+
 
 def build_collator(data: DataArguments, args: DomainTrainingArguments, config) -> DataCollatorForCodePointMasking:
     return DataCollatorForCodePointMasking(
@@ -103,8 +105,9 @@ def _stream(data, args, collator):
         args.max_steps = int(args.num_train_epochs * steps_per_epoch)
     if args.eval_strategy == "epoch":
         args.eval_strategy = IntervalStrategy.STEPS
-        every = args.save_steps if args.save_steps >= 1 else args.save_steps * args.max_steps
-        args.eval_steps = max(1, min(steps_per_epoch or int(every), args.max_steps))
+        every = args.eval_steps or EVERY
+        every = int(every if every >= 1 else every * args.max_steps)
+        args.eval_steps = max(1, min(steps_per_epoch or every, args.max_steps))
     table, lengths, cleaner = train.validation()
     validation = NameBatches(
         table, lengths, collator, args.per_device_eval_batch_size, evaluation=True, **_place(args, collator)

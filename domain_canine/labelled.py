@@ -22,6 +22,7 @@ from .sources import local_paths
 from .table import NameTable
 
 _ORDER = 301  # the kind of draw that training names are put in order by
+MANY = 20  # classes; of more that are numbers it is doubted that they are classes
 
 
 @dataclass
@@ -194,6 +195,8 @@ def _told(data, facts, train):
         told = ", ".join(f"{name} {count:,}" for name, count in shown[:8])
         told += f" and {len(shown) - 8} more" if len(shown) > 8 else ""
     rows.append(("labels", told))
+    if len(facts.get("classes", {})) > MANY and np.isfinite([*map(_as_number, facts["classes"])]).all():
+        rows.append(("warning", "the labels are many numbers, taken for classes: --task regression estimates them"))
     if lacking := [name for name, count in facts.get("classes", {}).items() if not count]:
         rows.append(("warning", f"no name to train on has the label {', '.join(lacking[:8])}"))
     return rows

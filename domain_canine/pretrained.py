@@ -2,6 +2,7 @@
 
 import logging
 from contextlib import contextmanager
+from pathlib import Path
 from pickle import UnpicklingError
 
 import torch
@@ -12,6 +13,7 @@ from transformers.activations import ACT2FN
 
 from . import hub
 from .arguments import DEFAULT_MODEL, ModelArguments, code_point
+from .checkpoints import whole_checkpoints
 from .configuration_domain_canine import AUTO_MAP, PIPELINES, DomainCanineConfig
 from .errors import UserError, first_line
 from .layers_domain_canine import HASH_PRIMES
@@ -120,9 +122,13 @@ def load_model(
     folder = user_path(name)
     if folder.is_dir():
         if not (folder / "config.json").is_file():
-            raise UserError(f"the folder {name!r} holds no model (no config.json)")
+            kept = whole_checkpoints(folder)
+            then = f", but checkpoints: give {str(kept[-1])!r}, the newest" if kept else ""
+            raise UserError(f"the folder {name!r} holds no model (no config.json){then}")
         name = str(folder)
-    elif name.startswith((".", "/", "~")):
+    elif folder.exists():
+        raise UserError(f"{name!r} is a file; a model is a folder with a config.json and a model.safetensors")
+    elif name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise UserError(f"there is no model folder {name!r}; check the path")
     else:
         hub.use_cache_if_unreachable()
@@ -165,10 +171,14 @@ def load_model(
 
 
 def _cannot_load(name, error):
-    return UserError(
-        f"cannot load the model {name!r}: {first_line(error)}\n  Check the name and the network "
-        "(and HF_HUB_OFFLINE), or give a local folder. A training can start from random weights: --model_size."
-    )
+    if Path(name).is_dir():
+        then = "The folder is damaged, or not the whole of it: copy it once more, or take another checkpoint."
+    else:
+        then = (
+            "No folder here has that name. Of the Hub, check the name and the network (and HF_HUB_OFFLINE). A training "
+            "can start from random weights, too: --model_size."
+        )
+    return UserError(f"cannot load the model {name!r}: {first_line(error)}\n  {then}")
 
 
 def build_tokenizer(model: DomainCanineForMaskedLM, max_length: int) -> DomainCanineTokenizer:

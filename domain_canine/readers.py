@@ -90,6 +90,7 @@ def choose_column(columns: list[str], wanted: str | None, where: str) -> str:
     """
     if wanted is None:
         known = [name for name in KNOWN_COLUMNS if name in columns]
+        known += [name for name in columns if name.lower() in KNOWN_COLUMNS]
         if not known and len(columns) != 1:
             raise BadInput(f"{where} has the columns {', '.join(columns)}; name one with --dataset_column")
         wanted = known[0] if known else columns[0]
@@ -143,7 +144,10 @@ def _refuse_other_formats(where: str, head: bytes) -> None:
     if head.startswith(b"\x1f\x8b"):
         raise BadInput(f"{where} is compressed: unpack it, or give a file whose name ends in .gz")
     if b"\0" in head:
-        raise BadInput(f"{where} is binary, not text; names come one a line (txt, csv, parquet)")
+        line = head[: head.index(b"\0")].count(b"\n") + 1
+        raise BadInput(
+            f"{where} is binary, not text (line {line:,} holds a NUL); names come one a line (txt, csv, parquet)"
+        )
     if head.lstrip().startswith((b"{", b"[{", b'["')):
         raise BadInput(f"{where} is JSON; names come one a line, or in a column of csv, tsv or parquet")
 

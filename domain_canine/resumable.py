@@ -208,7 +208,7 @@ class ResumableTrainer(Trainer):
     def _inner_training_loop(self, *args, **kwargs):
         if self.finds_batch:
             fit_batch(self)
-        elif self.args.records_steps:
+        elif self.args.records_steps and not self.streamed:  # a stream's steps are made of its batches
             join_micro_steps(self)
         if self.streamed and kwargs["resume_from_checkpoint"] is not None:
             self.train_dataset.resume(Path(kwargs["resume_from_checkpoint"]))

@@ -43,13 +43,23 @@ def refuse_changed_run(checkpoint: str, now: dict) -> None:
             f"{str(path)!r}, which tells how the run was started, is damaged: {first_line(error)}\n"
             "  If this is the same run, go on with --allow_changed_run: the file is made anew."
         ) from error
-    different = [name for name in now if name in before and before[name] != now[name]]
+    different = [name for name in now if name in before and not _same(before[name], now[name])]
     if different:
         table = "".join(f"\n  {name:<20} {before[name]} -> {now[name]}" for name in different)
         raise UserError(
             f"the run of {checkpoint!r} was started otherwise:{table}\n  Give the old values, start afresh in another "
             "--output_dir, or take the change with --allow_changed_run."
         )
+
+
+def _same(before, now) -> bool:
+    """Whether two values are alike, or spell the path of one file or folder."""
+    if before == now:
+        return True
+    try:
+        return os.path.samefile(os.path.expanduser(before), os.path.expanduser(now))
+    except (OSError, TypeError, ValueError):
+        return False
 
 
 def write_run_file(args, now: dict, data: dict, checkpoint: str | None) -> None:

@@ -55,7 +55,10 @@ def local_paths(dataset: str) -> list[Path] | None:
             raise UserError(f"no file matches {dataset!r}; check the pattern, and quote it in a shell")
         return paths
     if is_prepared(path):
-        raise UserError(f"{dataset!r} is prepared: train on it as it is, without --streaming or preparing it again")
+        raise UserError(
+            f"{dataset!r} is prepared: a training takes it as it is, without --streaming; give anything else the files "
+            "that it was made of"
+        )
     if (path / STATE).is_file():
         raise UserError(f"{dataset!r} is not finished: give the command that makes it again, and it goes on")
     if (path / "dataset_dict.json").is_file():

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from transformers import set_seed
-from transformers.trainer_utils import enable_full_determinism
+from transformers.trainer_utils import IntervalStrategy, enable_full_determinism
 from transformers.utils import logging as transformers_logging
 
 from . import checkpoints, reporting
@@ -136,6 +136,10 @@ def _run_rows(args, steps_per_epoch: int | None, objective: str, from_random_wei
         ("steps", f"{steps}; learning rate {args.learning_rate:g}, warm-up {warmup:,} steps"),
         ("output", args.output_dir),
     ]
+    if args.eval_strategy == IntervalStrategy.STEPS:
+        patience = args.early_stopping_patience
+        stops = f"; {patience} without a better {args.metric_for_best_model} end the run" if patience else ""
+        rows.append(("evaluated", f"every {args.eval_steps:,} steps{stops}"))
     if warmup >= planned:
         rows.append(("warning", f"the warm-up is as long as the run of {planned:,} steps: lower --warmup_steps"))
     if from_random_weights and args.learning_rate < 1e-4:

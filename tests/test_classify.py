@@ -281,7 +281,7 @@ def test_a_classifier_is_where_another_one_begins(files, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "told"),
     [
-        (["--model_name_or_path", "nomodel/x/y"], "cannot load the model"),
+        (["--model_name_or_path", "nomodel/x"], "cannot load the model"),
         (["--model_name_or_path", "."], "holds no model"),
         (["--model_size", "tiny", "--lora_rank", "4"], "are random"),
         (["--epochz", "3"], r"unknown flag --epochz; did you mean --epochs\?"),

@@ -60,7 +60,7 @@ def test_a_prepared_folder_is_opened_as_it_is(tmp_path, monkeypatch, prepared, n
 
 def test_a_prepared_folder_is_neither_streamed_nor_prepared_again(prepared):
     for open_it in (open_source, open_stream):
-        with pytest.raises(UserError, match="prepared' is prepared: train on it as it is"):
+        with pytest.raises(UserError, match="prepared' is prepared: a training takes it as it is"):
             open_it(str(prepared))
 
 

@@ -332,7 +332,7 @@ def test_what_was_written_before_a_signal_is_valid(folder, encoder, tmp_path, su
         ("embed . a.com", "holds no model"),
         ("export", "arguments are required: target"),
         ("export sentence-transformers MODEL", "arguments are required: --output"),
-        ("export sentence-transformers nomodel/x/y --output new", "cannot load the model"),
+        ("export sentence-transformers nomodel/x --output new", "cannot load the model"),
         ("export sentence-transformers MODEL --output there.npy", "is a file: give a folder"),
         ("export sentence-transformers MODEL --output mine", "is not empty and no export of this program"),
         ("export sentence-transformers MODEL --output mine --overwrite", "is not empty and no export of this program"),

@@ -192,6 +192,7 @@ def test_numbers_are_labels_as_they_are(tmp_path):
     some = load(odd, task="regression")
     assert "without a finite number 2" in dict(some.told)["rows"]
     assert len(some.train.labels) + len(some.validation.labels) == 50
+    assert any("--task regression" in told for _, told in load(tmp_path / "n.csv").told)  # 50 classes
     batch = LabelledBatches(data.train, 8)[0, 0]
     assert batch["labels"].dtype == torch.float32 and set(batch["labels"].tolist()) <= {i * 0.5 for i in range(50)}
 

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from domain_canine import DomainCanineForMaskedLM, DomainCanineModel
+from domain_canine import DomainCanineForMaskedLM, DomainCanineModel, checkpoints
 from domain_canine.arguments import ModelArguments
 from domain_canine.classifier import build_classifier
 from domain_canine.classify_arguments import ClassifierArguments
@@ -209,6 +209,25 @@ def test_a_checkpoint_without_a_weight_of_the_encoder_is_refused(tmp_path, model
     save_file(state, tmp_path / "ours" / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError, match="lacks 1 weights of the encoder, canine.projection.conv.weight"):
         load_model(str(tmp_path / "ours"))
+
+
+def test_what_is_wrong_with_a_folder_is_told_of_the_folder(tmp_path, model):
+    model.save_pretrained(tmp_path / "whole")
+    (tmp_path / "whole" / "model.safetensors").write_bytes(b"no weights")
+    with pytest.raises(UserError, match="The folder is damaged, or not the whole of it") as told:
+        load_model(str(tmp_path / "whole"))
+    assert "network" not in str(told.value)
+    model.save_pretrained(tmp_path / "run" / "checkpoint-5")
+    checkpoints.seal(tmp_path / "run" / "checkpoint-5")
+    with pytest.raises(UserError, match="holds no model .*, but checkpoints: give '.*run/checkpoint-5', the newest"):
+        load_model(str(tmp_path / "run"))
+    (tmp_path / "names.csv").write_text("domain\na.com\n")
+    with pytest.raises(UserError, match="names.csv' is a file; a model is a folder"):
+        load_model(str(tmp_path / "names.csv"))
+    with pytest.raises(UserError, match="there is no model folder 'no/such/run'"):
+        load_model("no/such/run")
+    with pytest.raises(UserError, match="No folder here has that name. Of the Hub, check"):
+        load_model("no/run")
 
 
 def test_a_trained_model_is_continued_with_its_head(tmp_path, model):

@@ -105,6 +105,19 @@ def test_joined_micro_steps_make_the_same_steps(tmp_path, monkeypatch, capsys):
         assert len(apart) > 1 and at_once == pytest.approx(apart, rel=1e-4)
 
 
+def test_a_stream_keeps_its_batches(tmp_path, monkeypatch):
+    """Its steps are made of them, and so is the position in it that a resume needs."""
+    record_on_the_processor(monkeypatch.setattr, 10_000, 10_000)
+    trainer = make_trainer(tmp_path, max_steps=1, eval_strategy="no", save_strategy="no")
+    trainer.streamed = True
+    monkeypatch.setattr("transformers.Trainer._inner_training_loop", lambda self, **kwargs: None)
+    trainer._inner_training_loop(resume_from_checkpoint=None)
+    assert trainer.args.gradient_accumulation_steps == 2
+    trainer.streamed = False
+    trainer._inner_training_loop(resume_from_checkpoint=None)
+    assert trainer.args.gradient_accumulation_steps == 1
+
+
 def test_the_largest_batch_is_the_largest(tmp_path):
     lengths = np.array([10] * 6_000 + [60] * 10, np.uint8)
     options = {"table": None, "collator": DataCollatorForCodePointMasking(), "batch_size": 50}

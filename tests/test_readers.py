@@ -99,6 +99,7 @@ def test_lines_keep_their_ends():
     [
         ("binary.txt", b"\x00\x01\x02" * 100, "is binary"),
         ("binary.csv", b"\x00\x01\x02" * 100, "is binary"),
+        ("zero.txt", b"a.com\nb.com\nc\0.com\n", "line 3 holds a NUL"),
         ("packed.txt", gzip.compress(b"a.com", mtime=0), "is compressed"),
         ("twins.csv", b"domain,domain\na.com,b.com\n", "has 2 columns 'domain'"),
         ("two.csv", b"a,b\nx.com,y.com\n", "columns a, b; name one with --dataset_column"),
@@ -131,6 +132,9 @@ def test_columns_are_named_or_known(tmp_path):
     assert lines(path, "b") == [b"y.com"]
     with pytest.raises(UserError, match="no column 'c'; it has a, b"):
         lines(path, "c")
+    for header in (b"a,Domain", b"DOMAIN_NAME,domain"):  # as it is written, or at least so
+        path.write_bytes(header + b"\nx.com,y.com\n")
+        assert lines(path) == [b"y.com"]
     for empty in (b"", b"domain\n", b"domain,x\n"):
         path.write_bytes(empty)
         assert lines(path) == []

@@ -220,6 +220,7 @@ def test_the_best_is_that_of_the_figure_asked_for_now(tmp_path, told_losses):
         if "eval_accuracy" in entry:
             entry["eval_accuracy"] = entry["step"] / 100
     state.write_text(json.dumps(told))
+    (tmp_path / "checkpoint-10" / checkpoints.MANIFEST).unlink()
     checkpoints.seal(tmp_path / "checkpoint-10")
     told_losses(3.0)
     again = make_trainer(tmp_path, num_train_epochs=3, metric_for_best_model="accuracy")

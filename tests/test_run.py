@@ -133,8 +133,9 @@ def test_a_folder_with_a_run_is_not_overwritten_but_resumed(trained, monkeypatch
         call_main(monkeypatch, *data, *QUICK, *resume)
     (run.parent / "names.txt").write_text(names)
     assert (run / "model.safetensors").read_bytes() == weights
-    # The same batch in other shares is the same run.
+    # The same batch in other shares is the same run, as are the same names by another path.
     shares = ("--batch_size", 16, "--gradient_accumulation_steps", 4)
+    data = ("--dataset", run.parent / run.name / ".." / "names.txt", "--output_dir", run)
     assert call_main(monkeypatch, *data, *QUICK, *resume, *shares) == 0
     said = capsys.readouterr().err
     assert "epoch 2.00" in said and "stopping early" not in said, said

@@ -172,6 +172,7 @@ def test_a_reader_without_names_says_so_without_a_traceback(tmp_path, monkeypatc
 @pytest.mark.parametrize(("flags", "steps", "every"), [
     ({}, 3 * (8_000 // 64), 8_000 // 64),
     ({"max_steps": 50}, 50, 50),
+    ({"save_steps": 7}, 3 * (8_000 // 64), 8_000 // 64),
     ({"eval_strategy": "steps", "eval_steps": 7}, 3 * (8_000 // 64), 7),
 ])  # fmt: skip
 def test_a_stream_takes_its_length_from_the_metadata(tmp_path, monkeypatch, config, flags, steps, every):
@@ -184,6 +185,16 @@ def test_a_stream_takes_its_length_from_the_metadata(tmp_path, monkeypatch, conf
     data = DataArguments(dataset="some/names", streaming=True, validation_split=0.2)
     build_batches(data, args, build_collator(data, args, config))
     assert (args.max_steps, args.eval_steps, args.eval_strategy.value) == (steps, every, "steps")
+
+
+@pytest.mark.parametrize(("flags", "every"), [({}, 10_000), ({"eval_steps": 700}, 700), ({"eval_steps": 0.1}, 2000)])
+def test_a_stream_of_unknown_length_is_evaluated_whatever_checkpoints_do(tmp_path, monkeypatch, config, flags, every):
+    """Evaluations can end a run early."""
+    monkeypatch.setattr("domain_canine.data.open_stream", lambda *args: write(tmp_path, NAMES))
+    args = DomainTrainingArguments(output_dir=str(tmp_path), max_steps=20_000, save_steps=50, use_cpu=True, **flags)
+    data = DataArguments(dataset="some/names", streaming=True, validation_split=0.2)
+    build_batches(data, args, build_collator(data, args, config))
+    assert (args.eval_steps, args.eval_strategy.value) == (every, "steps")
 
 
 # ---- resume
