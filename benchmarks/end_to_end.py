@@ -36,6 +36,7 @@ from domain_canine.masking import DataCollatorForCodePointMasking
 from domain_canine.memory import joined
 from domain_canine.prepare import Settings
 from domain_canine.pretrained import SIZES
+from domain_canine.recorded import largest_pass
 
 CORPUS = 255_000_000  # names of the published data, of which 90% are an epoch
 EVERY = {"cpu": 4, "cuda": 64}  # steps of a log entry
@@ -93,7 +94,7 @@ def bare(names: Path, steps: range, parsed) -> float:
     compiled, recorded = "--torch_compile" in parsed.flags, "--no_cuda_graphs" not in parsed.flags
     batch, accumulation = parsed.batch, parsed.accumulation
     if parsed.device == "cuda" and recorded and not compiled:  # as the command does
-        count = joined(batch, accumulation, torch.device("cuda"))
+        count = joined(batch, accumulation, largest_pass(torch.device("cuda")))
         batch, accumulation = batch * count, accumulation // count
     corpus = load_corpus(str(names), Settings(), quiet=True).train
     made = NameBatches(

@@ -132,11 +132,16 @@ def out_of_memory(error: RuntimeError, args) -> UserError:
     """What to do about memory that is out."""
     batch, accumulated = args.per_device_train_batch_size, args.gradient_accumulation_steps
     whole = whole_checkpoints(Path(args.output_dir))
-    records = "; --no_cuda_graphs computes micro-steps as given, in less memory, slower" if args.records_steps else ""
     then = f"; {whole[-1].name} is there to --resume_from_checkpoint" if whole else ""
-    return UserError(
-        f"the memory of {args.device} is out: {first_line(error)}\n"
-        f"  Lower --batch_size (now {batch}; with --gradient_accumulation_steps, now {accumulated}, doubled the run "
-        f"stays the same), --per_device_eval_batch_size (now {args.per_device_eval_batch_size}) or --max_length; "
-        f"--auto_find_batch_size finds the first by itself{records}{then}"
-    )
+    others = f"--per_device_eval_batch_size (now {args.per_device_eval_batch_size}) or --max_length"
+    if args.records_steps:  # which joins micro-steps as far as they should fit
+        remedy = (
+            "Give --auto_find_batch_size, which finds what fits, or --no_cuda_graphs, which computes micro-steps as "
+            f"given, in less memory, slower; or lower {others}"
+        )
+    else:
+        remedy = (
+            f"Lower --batch_size (now {batch}; with --gradient_accumulation_steps, now {accumulated}, doubled the run "
+            f"stays the same), {others}; --auto_find_batch_size finds the first by itself"
+        )
+    return UserError(f"the memory of {args.device} is out: {first_line(error)}\n  {remedy}{then}")

@@ -16,13 +16,16 @@ from .tokenization_domain_canine import CLS
 SLOTS = 19  # of a name, on average
 
 
-def joined(batch: int, accumulation: int, device: torch.device) -> int:
+def joined(batch: int, accumulation: int, largest: int) -> int:
     """How many micro-steps of so many names are computed at once, where steps are recorded.
 
     They fill a quarter of the largest pass at most: about 4 GB of 80, and as much for the record. An H100 makes 26,700
     names/s in micro-steps of 256 names, 39,200 of 512.
+
+    Args:
+        largest: code points of a pass.
     """
-    most = largest_pass(device) // 4 // SLOTS
+    most = largest // 4 // SLOTS
     factors = (n for n in range(1, accumulation + 1) if accumulation % n == 0)
     return max(n for n in factors if n == 1 or n * batch <= most)
 
@@ -30,7 +33,9 @@ def joined(batch: int, accumulation: int, device: torch.device) -> int:
 def join_micro_steps(trainer) -> None:
     """Compute micro-steps at once, as ``joined``; the steps stay the same."""
     args = trainer.args
-    count = joined(args.per_device_train_batch_size, args.gradient_accumulation_steps, args.device)
+    # All processes deal the same steps, if their GPUs differ by the smallest.
+    largest = trainer.accelerator.gather(torch.tensor([largest_pass(args.device)], device=args.device)).min().item()
+    count = joined(args.per_device_train_batch_size, args.gradient_accumulation_steps, largest)
     if count > 1:
         _divide(trainer, args.per_device_train_batch_size * count, args.gradient_accumulation_steps // count)
         if trainer.is_world_process_zero():

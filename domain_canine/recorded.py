@@ -119,11 +119,12 @@ class RecordedSteps:
         }  # fmt: skip
 
     def _begin(self):
-        if all(parameter.grad is None for parameter in self.parameters):
+        begins = all(parameter.grad is None for parameter in self.parameters)
+        if begins:
             self.all_gradients.zero_()
         for parameter, gradient in zip(self.parameters, self.gradients):
-            if parameter.grad is not None and parameter.grad is not gradient:  # a callback's
-                gradient.copy_(parameter.grad)
+            if parameter.grad is not gradient and not begins:  # a callback's doing
+                gradient.copy_(torch.zeros_like(gradient) if parameter.grad is None else parameter.grad)
             parameter.grad = gradient
 
     def _record(self, batch):
@@ -135,8 +136,8 @@ class RecordedSteps:
                 made = self.run(batch)
         except RuntimeError as error:
             cause = error.__context__ or error  # the end of a capture that has failed fails, too
-            if memory_is_out(cause):
-                raise cause from None
+            if out := [each for each in (cause, error) if memory_is_out(each)]:
+                raise out[0] from None
             raise UserError(
                 f"the step cannot be recorded as a CUDA graph ({first_line(cause)}); --no_cuda_graphs goes on without"
             ) from error

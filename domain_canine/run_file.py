@@ -37,13 +37,14 @@ def refuse_changed_run(checkpoint: str, now: dict) -> None:
     """
     path = Path(checkpoint).parent / RUN_FILE
     try:
-        before = json.loads(path.read_text())[-1]["settings"] if path.is_file() else now
+        latest = json.loads(path.read_text())[-1] if path.is_file() else {"settings": now}
+        before, there = latest["settings"], latest.get("directory", "")
     except (ValueError, LookupError, TypeError) as error:
         raise UserError(
             f"{str(path)!r}, which tells how the run was started, is damaged: {first_line(error)}\n"
             "  If this is the same run, go on with --allow_changed_run: the file is made anew."
         ) from error
-    different = [name for name in now if name in before and not _same(before[name], now[name])]
+    different = [name for name in now if name in before and not _same(before[name], now[name], there)]
     if different:
         table = "".join(f"\n  {name:<20} {before[name]} -> {now[name]}" for name in different)
         raise UserError(
@@ -52,12 +53,12 @@ def refuse_changed_run(checkpoint: str, now: dict) -> None:
         )
 
 
-def _same(before, now) -> bool:
-    """Whether two values are alike, or spell the path of one file or folder."""
+def _same(before, now, there) -> bool:
+    """Whether two values are alike, or paths of one file or folder, of which the former starts ``there``."""
     if before == now:
         return True
     try:
-        return os.path.samefile(os.path.expanduser(before), os.path.expanduser(now))
+        return os.path.samefile(os.path.join(there, os.path.expanduser(before)), os.path.expanduser(now))
     except (OSError, TypeError, ValueError):
         return False
 
@@ -81,6 +82,7 @@ def write_run_file(args, now: dict, data: dict, checkpoint: str | None) -> None:
     starts.append({
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "resumed_from": step_of(Path(checkpoint)) if checkpoint else None,
+        "directory": os.getcwd(),
         "settings": now,
         "origin": origin,
         "data": data,

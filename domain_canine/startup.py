@@ -139,7 +139,8 @@ def _run_rows(args, steps_per_epoch: int | None, objective: str, from_random_wei
     if args.eval_strategy == IntervalStrategy.STEPS:
         patience = args.early_stopping_patience
         stops = f"; {patience} without a better {args.metric_for_best_model} end the run" if patience else ""
-        rows.append(("evaluated", f"every {args.eval_steps:,} steps{stops}"))
+        every = math.ceil(args.eval_steps * (planned if args.eval_steps < 1 else 1))
+        rows.append(("evaluated", f"every {every:,} steps{stops}"))
     if warmup >= planned:
         rows.append(("warning", f"the warm-up is as long as the run of {planned:,} steps: lower --warmup_steps"))
     if from_random_weights and args.learning_rate < 1e-4:

@@ -52,7 +52,10 @@ class DomainTrainer(ResumableTrainer):
             # Without DDP, which adds up gradients within the backward pass, on the stream that it was made on: that
             # cannot be recorded. Ours are added up after it.
             self.accelerator.prepare_model = partial(self.accelerator.prepare_model, evaluation_mode=True)
-        return super()._prepare_for_training(*args, **kwargs)
+        try:
+            return super()._prepare_for_training(*args, **kwargs)
+        finally:
+            vars(self.accelerator).pop("prepare_model", None)
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         if not self.args.records_steps:
@@ -67,7 +70,7 @@ class DomainTrainer(ResumableTrainer):
         self.meter.add(nats, weight)
         if self.args.world_size > 1 and self.accelerator.sync_gradients:
             self.recorded.add_up()
-        return loss
+        return loss * self.accelerator.num_processes  # as compute_loss's, for the Trainer's own mean
 
     @cached_property
     def _operations_a_slot(self):

@@ -64,7 +64,8 @@ def build_another_model(*args):
 
 
 if __name__ == "__main__":
-    record_on_the_processor(setattr, 120)  # code points: some batches of 8 names take several passes
+    # Micro-steps of 8 names are joined to 16, and of these some take several passes.
+    record_on_the_processor(setattr, 300, 4 * memory.SLOTS * 16)
     nn.parallel.DistributedDataParallel.__init__ = refuse_ddp
     if os.environ["LOCAL_RANK"] != "0":
         run_mlm_domains.build_model = build_another_model

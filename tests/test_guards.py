@@ -11,7 +11,7 @@ from transformers import TrainerCallback
 
 from domain_canine import checkpoints, guards
 from domain_canine.errors import UserError
-from domain_canine.guards import names_of
+from domain_canine.guards import names_of, out_of_memory
 
 
 def spoil(trainer, *calls: int, by: float = float("nan"), where: str = "loss") -> None:
@@ -168,6 +168,16 @@ def test_memory_that_is_out_tells_the_flags_to_lower(tmp_path, error, first):
     for part in (f"the memory of cpu is out: {first}\n", "--batch_size (now 16",
                  "--per_device_eval_batch_size (now 256)", "--max_length", "--auto_find_batch_size", "checkpoint-2"):  # fmt: skip
         assert part in str(told.value)
+
+
+@pytest.mark.parametrize("records", [False, True])
+def test_where_steps_are_recorded_a_smaller_micro_step_is_no_remedy(tmp_path, monkeypatch, records):
+    """It would be joined to what it was."""
+    args = make_trainer(tmp_path).args
+    monkeypatch.setattr(type(args), "records_steps", records)
+    told = str(out_of_memory(RuntimeError("CUDA out of memory."), args))
+    assert ("--no_cuda_graphs" in told) == records and ("Lower --batch_size" in told) != records
+    assert "--auto_find_batch_size" in told and "--max_length" in told
 
 
 def test_other_errors_are_not_taken_for_it(tmp_path):

@@ -78,10 +78,8 @@ def test_the_trial_takes_what_a_step_will(tmp_path, monkeypatch):
     [(256, 2, 80, 2), (256, 2, 140, 2), (256, 16, 80, 4), (256, 3, 80, 3), (256, 5, 80, 1), (1000, 1, 80, 1),
      (4096, 2, 80, 1), (256, 2, 16, 1), (64, 8, 16, 2)],
 )  # fmt: skip
-def test_micro_steps_are_joined_as_far_as_memory_is_hardly_taken(monkeypatch, batch, accumulation, gigabytes, expected):
-    told = SimpleNamespace(total_memory=gigabytes * 10**9)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: told)
-    assert memory.joined(batch, accumulation, torch.device("cuda")) == expected
+def test_micro_steps_are_joined_as_far_as_memory_is_hardly_taken(batch, accumulation, gigabytes, expected):
+    assert memory.joined(batch, accumulation, min(80, gigabytes) * 1000) == expected
 
 
 def test_joined_micro_steps_make_the_same_steps(tmp_path, monkeypatch, capsys):
@@ -103,6 +101,34 @@ def test_joined_micro_steps_make_the_same_steps(tmp_path, monkeypatch, capsys):
         assert ("the GPU computes 16 names at once: a step is accumulated in 2 instead of 8" in told) == bool(room)
     for apart, at_once in zip(*logs):
         assert len(apart) > 1 and at_once == pytest.approx(apart, rel=1e-4)
+
+
+def test_gpus_that_differ_join_as_the_smallest(tmp_path, monkeypatch):
+    """Each deals the same steps."""
+    record_on_the_processor(monkeypatch.setattr, 10_000, 10_000)
+    trainer = make_trainer(tmp_path, per_device_train_batch_size=4, gradient_accumulation_steps=8)
+    monkeypatch.setattr(trainer.accelerator, "gather", lambda own: torch.cat([own, own * 0 + 4 * memory.SLOTS * 8]))
+    memory.join_micro_steps(trainer)
+    assert (trainer.args.per_device_train_batch_size, trainer.args.gradient_accumulation_steps) == (8, 4)
+
+
+@pytest.mark.parametrize("processes, records, held", [(1, False, 2), (2, False, 3), (2, True, 2)])
+def test_the_trial_holds_ddps_buckets_where_there_is_ddp(tmp_path, monkeypatch, processes, records, held):
+    trainer, reserved, empty = make_trainer(tmp_path), [], torch.empty
+    monkeypatch.setattr(type(trainer.args), "world_size", processes)
+    if records:
+        record_on_the_processor(monkeypatch.setattr, 10_000, 10_000)
+        for name in ("reset_peak_memory_stats", "max_memory_allocated", "memory_allocated"):
+            monkeypatch.setattr(torch.cuda, name, lambda: 0)
+    monkeypatch.setattr(torch, "empty", lambda size, **options: reserved.append(size) or empty(size, **options))
+    memory._try(trainer)
+    assert reserved[0] == held * sum(parameter.numel() for parameter in trainer.model.parameters())
+
+
+def test_the_trial_has_the_shape_of_a_batch():
+    batches = SimpleNamespace(largest=lambda: (4, 13), collator=DataCollatorForCodePointMasking(objective="any_order"))
+    batch = memory._largest(batches)
+    assert batch["input_ids"].shape == (4, 18) and batch["masked_positions"].shape == (4, 16)
 
 
 def test_a_stream_keeps_its_batches(tmp_path, monkeypatch):

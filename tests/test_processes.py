@@ -197,11 +197,16 @@ def test_a_run_goes_on_with_another_number_of_processes(place, alone, two):
 
 
 def test_steps_that_are_replayed_add_up_over_processes(place, two):
-    """Gradients travel after the last micro-step and not by DDP; all begin with the weights of the first process."""
+    """And are joined. Gradients travel after the last of them, not by DDP; all begin with the weights of the first."""
     launcher = "--num_processes 2 --main_process_port 0"
     [run] = finish(Launch("multi_cpu", place / "replayed", (8, 4), launcher=launcher, script="tests/records_on_cpu.py"))
     assert_same(run.history(), two.history())
-    assert run.out.read_text().splitlines() == 2 * ["rows replayed: 1 2 4 8"]
+    means = [json.loads((each.folder / "trainer_state.json").read_text())["log_history"][-1] for each in (run, two)]
+    assert means[0]["train_loss"] == pytest.approx(means[1]["train_loss"], rel=1e-5)
+    assert (
+        len([line for line in run.told() if "16 names at once: a step is accumulated in 2 instead of 4" in line]) == 1
+    )
+    assert run.out.read_text().splitlines() == 2 * ["rows replayed: 1 4 8 16"]
 
 
 # ---- FSDP

@@ -132,7 +132,7 @@ def test_columns_are_named_or_known(tmp_path):
     assert lines(path, "b") == [b"y.com"]
     with pytest.raises(UserError, match="no column 'c'; it has a, b"):
         lines(path, "c")
-    for header in (b"a,Domain", b"DOMAIN_NAME,domain"):  # as it is written, or at least so
+    for header in (b"a,Domain", b"DOMAIN_NAME,domain", b"Name,Domain"):  # as it is written, or at least so
         path.write_bytes(header + b"\nx.com,y.com\n")
         assert lines(path) == [b"y.com"]
     for empty in (b"", b"domain\n", b"domain,x\n"):

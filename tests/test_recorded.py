@@ -83,7 +83,8 @@ def test_what_is_not_trained_gets_no_gradient():
 
 def test_of_many_shapes_the_common_ones_are_recorded(monkeypatch):
     monkeypatch.setattr(recorded, "MOST", 2)
-    replayed = Replayed(Model())
+    replayed, waited = Replayed(Model()), []
+    monkeypatch.setattr(replayed, "_wait", lambda: waited.append(len(replayed.records)))
 
     def recorded_after(*sizes):
         for size in sizes:
@@ -97,6 +98,7 @@ def test_of_many_shapes_the_common_ones_are_recorded(monkeypatch):
     assert recorded_after(2, 2, 2, 2, 2) == {3, 1}
     assert recorded_after(2) == {3, 2}
     assert (replayed.ran, replayed.replays) == (1 + 1 + 3 + 5, 8 + 1 + 1 + 1)
+    assert waited == [0, 2, 2]  # for records that may still run
 
 
 def test_a_large_batch_takes_several_passes_that_add_up():
@@ -151,11 +153,13 @@ def test_a_trainer_whose_steps_are_recorded_ends_with_its_run(tmp_path, monkeypa
     record_on_the_processor(monkeypatch.setattr, 10_000)
     trainer = make_trainer(tmp_path, max_steps=2, eval_strategy="no", save_strategy="no")
     trainer.train()
-    left = weakref.ref(trainer)
+    optimizer = trainer.optimizer.optimizer
+    moment = next(iter(optimizer.state.values()))["exp_avg"]
+    left = [*map(weakref.ref, (trainer, trainer.accelerator, optimizer, moment))]
     gc.disable()
     try:
-        del trainer
-        assert left() is None
+        del trainer, optimizer, moment
+        assert [each() for each in left] == [None] * 4
     finally:
         gc.enable()
 
@@ -252,12 +256,12 @@ def test_gradients_that_a_callback_has_changed_are_gone_on_from():
     for _ in range(3):
         model.zero_grad()
         replayed(batch(2))
-        weight = model.used.weight
-        weight.grad = weight.grad / 2
+        weight, bias = model.used.weight, model.used.bias
+        weight.grad, bias.grad = weight.grad / 2, None
         halved, given = weight.grad.clone(), batch(2)
         replayed(given)
-        (own,) = torch.autograd.grad(model.used(given["input_ids"]).square().sum(), weight)
-        torch.testing.assert_close(weight.grad, halved + own)
+        own = torch.autograd.grad(model.used(given["input_ids"]).square().sum(), (weight, bias))
+        torch.testing.assert_close((weight.grad, bias.grad), (halved + own[0], own[1]))
 
 
 def test_another_call_of_train_records_the_model_of_then(tmp_path, monkeypatch):

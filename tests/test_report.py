@@ -199,6 +199,7 @@ def test_a_model_without_a_run_has_a_page_too(model, tmp_path):
         (lambda run: None, ["--output", "{run}/no/page.html"], "there is no folder '.*/no'; make it first"),
         (lambda run: (run / "notes.txt").write_text("mine"), ["--output", "{run}/notes.txt", "--overwrite"],
          "is no page: give a name that ends in .html"),
+        (shutil.rmtree, [], "there is no folder .*; check the path"),
         (lambda run: None, ["--names", "{run}/none.txt"], "there is no file or folder"),
         (lambda run: (run / "none.txt").write_text("nodot\n"), ["--names", "{run}/none.txt"], "no valid domain name"),
         (lambda run: None, ["--num_samples", "0"], "--num_samples must be at least 1"),

@@ -12,6 +12,7 @@ from test_run import QUICK, call_main
 
 from domain_canine import run_folder
 from domain_canine.errors import UserError
+from domain_canine.run_file import _same
 from domain_canine.run_folder import LAST_EXIT, RUN_FILE, RunFolder, refuse_foreign_folder
 
 HOLD = """
@@ -195,3 +196,16 @@ def test_a_run_that_has_diverged_says_so(tmp_path, names_file, monkeypatch, caps
     flags = ["--learning_rate", "50", "--warmup_steps", "0", "--max_grad_norm", "0"]
     assert call_main(monkeypatch, *QUICK, "--dataset", names_file, "--output_dir", run, "--use_cpu", *flags) == 0
     assert "worse than guessing among the 128 classes: the run has diverged" in capsys.readouterr().err
+
+
+def test_a_path_is_the_same_however_it_is_spelled_from_where_its_run_was_started(tmp_path, monkeypatch):
+    for folder in "ab":
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "names.txt").write_text(f"{folder}.com\n")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path / "b")
+    there = str(tmp_path / "a")
+    for now in ("../a/names.txt", "~/a/names.txt", str(tmp_path / "a" / "names.txt")):
+        assert _same("names.txt", now, there) and _same("~/a/names.txt", now, there)
+    assert not _same("names.txt", str(tmp_path / "b" / "names.txt"), there)
+    assert not _same("none.txt", "names.txt", there) and not _same(3, 4, there) and not _same(None, "names.txt", there)

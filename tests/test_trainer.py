@@ -1,6 +1,7 @@
 """Whole runs compared: accumulation, resume, checkpoints, the best model, exact figures."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -155,3 +156,14 @@ def test_any_order_runs_and_its_loss_is_a_bound_per_character(tmp_path):
         sums += (nats.sum(1) * batch["loss_weights"]).sum().item()
         characters += (batch["attention_mask"].sum() - 2 * len(nats)).item()
     assert entries(trainer, "eval_loss")[-1] == pytest.approx(sums / characters, rel=1e-5)
+
+
+def test_an_evaluation_is_of_the_weights_that_an_optimiser_keeps_for_it(tmp_path):
+    """Those of schedule-free ones; a training step takes the others again."""
+    trainer, told = make_trainer(tmp_path), []
+    trainer.optimizer = SimpleNamespace(eval=lambda: told.append("eval"), train=lambda: told.append("train"))
+    trainer.evaluate()
+    assert told == ["eval"]
+    batch = next(iter(trainer.get_train_dataloader()))
+    trainer.training_step(trainer.model, batch, torch.tensor(10.0))
+    assert told == ["eval", "train"]
