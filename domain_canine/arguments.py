@@ -289,7 +289,7 @@ class DomainTrainingArguments(TrainingArguments):
         """
         if self.no_mixed_precision and (self.bf16 or self.fp16):
             raise UserError("--no_mixed_precision and --bf16 or --fp16 contradict each other; give one of them")
-        if self.use_cpu or _launcher_says("CPU") or not torch.cuda.is_available():
+        if self.use_cpu or launcher_says("CPU") or not torch.cuda.is_available():
             return
         if not (self.no_mixed_precision or self.bf16 or self.fp16):
             self.bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
@@ -321,7 +321,7 @@ class DomainTrainingArguments(TrainingArguments):
         optimiser = OptimizerNames(self.optim).value
         takes_part = any(word in optimiser for word in ("lomo", "layerwise", "schedule_free"))
         kinds = ("FSDP", "DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG")
-        sharded = self.fsdp or self.deepspeed or any(map(_launcher_says, kinds))
+        sharded = self.fsdp or self.deepspeed or any(map(launcher_says, kinds))
         unfit = self.fp16 or checkpointing or self.torch_compile or self.full_determinism
         return not (unfit or takes_part or sharded)
 
@@ -330,7 +330,7 @@ class DomainTrainingArguments(TrainingArguments):
         return "bf16" if self.bf16 else "fp16" if self.fp16 else "fp32"
 
 
-def _launcher_says(name: str) -> bool:
+def launcher_says(name: str) -> bool:
     """Whether ``accelerate launch`` was told to use it."""
     return os.environ.get(f"ACCELERATE_USE_{name}", "").lower() in ("true", "1", "yes")
 

@@ -1,14 +1,13 @@
 """The classifier to fine-tune: an encoder with a new head, all of it or some of its weights to be trained."""
 
 import copy
-import os
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from .arguments import DEFAULT_MODEL
+from .arguments import DEFAULT_MODEL, launcher_says
 from .classify_arguments import ClassifierArguments, ClassifyDataArguments
 from .configuration_domain_canine import AUTO_MAP, PIPELINES, DomainCanineConfig
 from .errors import UserError
@@ -65,7 +64,7 @@ def _with_adapter(model, rank):
         from peft import LoraConfig, get_peft_model
     except ImportError as error:
         raise UserError("--lora_rank needs PEFT: pip install peft") from error
-    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("true", "1"):
+    if launcher_says("FSDP"):
         raise UserError("--lora_rank does not go with FSDP: it has little to shard; leave one of them out")
     head, layers = ["classifier"], _ADAPTED
     if model.config.pooling == "cls":

@@ -38,10 +38,11 @@ def command(arguments) -> int:
         raise UserError(f"--num_samples must be at least 1, not {arguments.num_samples}")
     run = user_path(arguments.run)
     output = user_path(arguments.output) if arguments.output else run / PAGE
-    if arguments.output and output.suffix not in (".html", ".htm"):
-        raise UserError(f"--output {arguments.output!r} is no page: give a name that ends in .html")
-    if arguments.output and not output.parent.is_dir():
-        raise UserError(f"--output {arguments.output!r}: there is no folder {str(output.parent)!r}; make it first")
+    if arguments.output:
+        if output.suffix not in (".html", ".htm"):
+            raise UserError(f"--output {arguments.output!r} is no page: give a name that ends in .html")
+        if not output.parent.is_dir():
+            raise UserError(f"--output {arguments.output!r}: there is no folder {str(output.parent)!r}; make it first")
     if output.exists() and not arguments.overwrite:
         raise UserError(f"{str(output)!r} exists; add --overwrite to replace it, or give another --output")
     record = read_record(newest_weights(run))

@@ -47,25 +47,27 @@ class DomainTrainer(ResumableTrainer):
         return (loss, outputs) if return_outputs else loss
 
     def _prepare_for_training(self, *args, **kwargs):
-        self.recorded = None  # what is recorded is the model of a call of train()
-        if self.args.records_steps:
-            # Without DDP, which adds up gradients within the backward pass, on the stream that it was made on: that
-            # cannot be recorded. Ours are added up after it.
-            self.accelerator.prepare_model = partial(self.accelerator.prepare_model, evaluation_mode=True)
-        try:
+        """As the Trainer's; what is recorded is the model of a call of train()."""
+        self.recorded = None
+        if not self.args.records_steps:
             return super()._prepare_for_training(*args, **kwargs)
+        # Without DDP, which adds up gradients within the backward pass, on the stream that it was made on: that cannot
+        # be recorded. Ours are added up after it.
+        self.accelerator.prepare_model = partial(self.accelerator.prepare_model, evaluation_mode=True)
+        try:
+            model, dataloader = super()._prepare_for_training(*args, **kwargs)
         finally:
-            vars(self.accelerator).pop("prepare_model", None)
+            del self.accelerator.prepare_model
+        if self.args.world_size > 1:
+            broadcast([parameter.data for parameter in model.parameters()])
+        step = partial(micro_step, self.accelerator, model)
+        self.recorded = RecordedSteps(model.parameters(), step, self.args.device, largest_pass(self.args.device))
+        return model, dataloader
 
     def training_step(self, model, inputs, num_items_in_batch=None):
-        if not self.args.records_steps:
+        if self.recorded is None:
             return super().training_step(model, inputs, num_items_in_batch)
         model.train()
-        if self.recorded is None:
-            if self.args.world_size > 1:
-                broadcast([parameter.data for parameter in model.parameters()])
-            step = partial(micro_step, self.accelerator, model)
-            self.recorded = RecordedSteps(model.parameters(), step, self.args.device, largest_pass(self.args.device))
         loss, nats, weight = self.recorded({**inputs, "items": num_items_in_batch})
         self.meter.add(nats, weight)
         if self.args.world_size > 1 and self.accelerator.sync_gradients:
