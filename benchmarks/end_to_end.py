@@ -7,7 +7,9 @@
 The command runs twice: once to prepare the names, and then for the time between its log entries, but for the first
 ones, so that neither start nor end counts. The bare step is that of ``benchmarks.train_step`` with the very batches
 that the command was timed with. A window of 64 steps has short and long names in their proportion, fewer steps may not.
-On CUDA the share of the time that the first GPU is busy is told too, as nvidia-smi samples it.
+On CUDA the share of the time that the first GPU is busy is told too, as nvidia-smi samples it. An evaluation is timed
+by itself, in the batches that the command has for it; the hours of an epoch are those of its steps and one
+evaluation.
 
 ``--narrow`` keeps a size's layers and parameters in number, but not in width: with few names a batch hardly anything is
 computed, and what is left of a step on a CPU is what a GPU waits for, Python and PyTorch's calls.
@@ -23,26 +25,31 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from benchmarks.data_path import tell
 from benchmarks.launched import Launched
-from benchmarks.train_step import load_names, name_of, on, our_side, with_items
+from benchmarks.train_step import load_names, name_of, on, our_side, wait, with_items
 from domain_canine.batches import NameBatches
 from domain_canine.configuration_domain_canine import DomainCanineConfig
 from domain_canine.corpus import load_corpus
 from domain_canine.errors import UserError, run
 from domain_canine.masking import DataCollatorForCodePointMasking
 from domain_canine.memory import joined
+from domain_canine.metrics import MaskedFigures
 from domain_canine.prepare import Settings
 from domain_canine.pretrained import SIZES
-from domain_canine.recorded import largest_pass
+from domain_canine.recorded import cut, largest_pass
+from domain_canine.table import table_of
 
 CORPUS = 255_000_000  # names of the published data, of which 90% are an epoch
 EVERY = {"cpu": 4, "cuda": 64}  # steps of a log entry
 BEFORE = {"cpu": 1, "cuda": 3}  # entries that are not timed; on CUDA kernels are compiled and steps recorded meanwhile
 STEPS = {"cpu": 64, "cuda": 512}
 ROUNDS = {"cpu": 1, "cuda": 3}  # of the bare step
+EVALUATED = {"cpu": 256, "cuda": 4096}  # names a batch, as by default
+BATCHES = {"cpu": 4, "cuda": 32}
 NARROW = {"hidden_size": 48, "intermediate_size": 48, "num_hash_buckets": 2048, "num_attention_heads": 12}
 # Flags that would change what is counted here, and those that the bare step takes over.
 REFUSED = ("--batch_size", "--per_device_train_batch_size", "--gradient_accumulation_steps", "--slots_per_batch")
@@ -104,13 +111,40 @@ def bare(names: Path, steps: range, parsed) -> float:
     micro_steps = range(steps.start * accumulation, steps.stop * accumulation)
     epoch = made.plan.steps * accumulation
     batches = on(parsed.device, with_items([made[divmod(step, epoch)] for step in micro_steps]))
-    config = DomainCanineConfig(**SIZES[parsed.size] | (NARROW if parsed.narrow else {}))
-    side = our_side(config, parsed.device, compiled, None, recorded)
+    side = our_side(config_of(parsed), parsed.device, compiled, None, recorded)
     # As far as the command was when its time began: what is recorded or compiled is.
     made_ready = parsed.device == "cuda" or compiled
     side.names_per_s(batches if made_ready else batches[: 2 * accumulation], accumulation)
     rounds = range(ROUNDS[parsed.device])
     return statistics.median(side.names_per_s(batches, accumulation) for _ in rounds)
+
+
+def evaluation(names: list[str], parsed) -> float:
+    """Names a second of an evaluation, batches made before."""
+    size = EVALUATED[parsed.device]
+    rows = names[: size * BATCHES[parsed.device]]
+    made = NameBatches(
+        table_of(rows), np.array([len(name) for name in rows], np.uint8), DataCollatorForCodePointMasking(), size,
+        evaluation=True,
+    )  # fmt: skip
+    batches = on(parsed.device, [made[0, step] for step in range(made.plan.steps)])
+    side, figures, rates = our_side(config_of(parsed), parsed.device), MaskedFigures(), []
+    side.model.eval()
+    for _ in range(1 + ROUNDS[parsed.device]):
+        figures.begin(torch.device(parsed.device))
+        wait(parsed.device)
+        start = time.perf_counter()
+        with torch.no_grad(), torch.autocast(parsed.device, torch.bfloat16, enabled=parsed.device == "cuda"):
+            for batch in batches:
+                for part in cut(batch, largest_pass(torch.device(parsed.device))):
+                    figures.add(side.model, part)
+        wait(parsed.device)
+        rates.append(len(rows) / (time.perf_counter() - start))
+    return statistics.median(rates[1:])
+
+
+def config_of(parsed) -> DomainCanineConfig:
+    return DomainCanineConfig(**SIZES[parsed.size] | (NARROW if parsed.narrow else {}))
 
 
 def measure(names: list[str], parsed) -> dict:
@@ -125,12 +159,14 @@ def measure(names: list[str], parsed) -> dict:
                 launch(file, Path(folder), every * (before + entries), every, parsed)[before:]
             )
         step = bare(file, range(every * before, every * (before + entries)), parsed)
-    a_step = parsed.batch * parsed.accumulation
+    a_step, evaluated = parsed.batch * parsed.accumulation, evaluation(names, parsed)
+    hours = [share * CORPUS / names_per_s / 3600 for share, names_per_s in ((0.9, rate), (0.1, evaluated))]
     found = {
         "size": parsed.size, "device": name_of(parsed.device), "batch": parsed.batch,
         "accumulation": parsed.accumulation, "names_per_s": round(rate, 2), "step_names_per_s": round(step, 2),
         "step_ms": round(1e3 * a_step / rate, 2), "bare_step_ms": round(1e3 * a_step / step, 2),
-        "share_lost": round(1 - rate / step, 4), "epoch_hours": round(0.9 * CORPUS / rate / 3600, 2),
+        "share_lost": round(1 - rate / step, 4), "evaluation_names_per_s": round(evaluated, 2),
+        "epoch_hours": round(sum(hours), 2), "of_evaluation": round(hours[1] / sum(hours), 4),
     }  # fmt: skip
     if parsed.device == "cuda" and busy.samples:
         found["gpu_busy"] = busy.share(every * entries * a_step / rate)

@@ -187,7 +187,7 @@ class DomainTrainingArguments(TrainingArguments):
     output_dir: str | None = flag("./domain-canine-model", "Where checkpoints and the final model go.")
     num_train_epochs: float = flag(5, "Epochs.", aliases=["--epochs"])
     per_device_train_batch_size: int = flag(256, "Names a device and micro-step.", aliases=["--batch_size"])
-    per_device_eval_batch_size: int = flag(256, "Names a device in evaluation.")
+    per_device_eval_batch_size: int | None = flag(None, "Names a device in evaluation; by default 256, on a GPU 4096.")
     gradient_accumulation_steps: int = flag(2, "Micro-steps a step; 256 x 2 are 512 names a step on one device.")
     learning_rate: float = flag(1e-5, "Highest learning rate.")
     weight_decay: float = flag(0.01, "Weight decay of AdamW.")
@@ -279,6 +279,10 @@ class DomainTrainingArguments(TrainingArguments):
             # For each of a few shapes: with changing ones inductor of torch 2.13 fails (ValueRangeError).
             os.environ["ACCELERATE_DYNAMO_USE_DYNAMIC"] = "false"
             torch._dynamo.config.recompile_limit = 64
+        if self.per_device_eval_batch_size is None:
+            # A processor starts the kernels of 256 names in more time than a GPU takes for them.
+            at_once = self.device.type == "cuda" and not (self.torch_compile or self.sharded)
+            self.per_device_eval_batch_size = 4096 if at_once else 256
         # Several GPUs take several processes (accelerate launch --multi_gpu); DataParallel would split ready batches.
         self._n_gpu = min(self._n_gpu, 1)
 
@@ -320,10 +324,14 @@ class DomainTrainingArguments(TrainingArguments):
         checkpointing = self.gradient_checkpointing or getattr(self, "activation_checkpointing", None)
         optimiser = OptimizerNames(self.optim).value
         takes_part = any(word in optimiser for word in ("lomo", "layerwise", "schedule_free"))
-        kinds = ("FSDP", "DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG")
-        sharded = self.fsdp or self.deepspeed or any(map(launcher_says, kinds))
         unfit = self.fp16 or checkpointing or self.torch_compile or self.full_determinism
-        return not (unfit or takes_part or sharded)
+        return not (unfit or takes_part or self.sharded)
+
+    @property
+    def sharded(self) -> bool:
+        """Whether a process has a part of the weights, and needs the others for a pass."""
+        kinds = ("FSDP", "DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG")
+        return bool(self.fsdp or self.deepspeed or any(map(launcher_says, kinds)))
 
     @property
     def precision(self) -> str:

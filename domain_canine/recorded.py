@@ -145,7 +145,7 @@ class RecordedSteps:
         return Record(graph, batch, made)
 
 
-def cut(batch: dict[str, torch.Tensor | bool], largest: int) -> Iterator[dict[str, torch.Tensor | bool]]:
+def cut(batch: dict[str, torch.Tensor | bool], largest: float) -> Iterator[dict[str, torch.Tensor | bool]]:
     """The batch, or parts of like many rows if it has more than ``largest`` code points."""
     rows, parts = len(batch["input_ids"]), 1
     while batch["input_ids"].numel() > largest * parts and parts < rows:
@@ -160,4 +160,6 @@ def cut(batch: dict[str, torch.Tensor | bool], largest: int) -> Iterator[dict[st
 
 def largest_pass(device: torch.device) -> int:
     """Code points of a pass that the device has memory for, with a record of as many."""
+    if device.type != "cuda":
+        return LARGEST
     return min(LARGEST, torch.cuda.get_device_properties(device).total_memory // BYTES)

@@ -1,6 +1,7 @@
 """Training by the Hugging Face Trainer, with exact sums."""
 
 import json
+import math
 import shutil
 from functools import cached_property, partial
 from pathlib import Path
@@ -15,7 +16,7 @@ from . import checkpoints
 from .errors import UserError, first_line
 from .guards import poisoned
 from .masking import IGNORED
-from .recorded import RecordedSteps, largest_pass
+from .recorded import RecordedSteps, cut, largest_pass
 from .reporting import make_unfailing
 from .resumable import CANNOT_WRITE, EvaluationInterrupted, ResumableTrainer
 from .run_folder import agreed
@@ -97,18 +98,21 @@ class DomainTrainer(ResumableTrainer):
     def evaluation_loop(
         self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
     ):
-        """All batches of all ranks, added up by ``kind``."""
+        """All batches of all ranks, added up by ``kind``; one that is too large for a pass takes several."""
         model = self.model_wrapped if self.is_in_train else self._prepared_for_evaluation()
         model.eval()
         if hasattr(self.optimizer, "eval"):  # schedule-free ones have weights of their own for it
             self.optimizer.eval()
         self.callback_handler.eval_dataloader = dataloader
         self.kind.begin(self.args.device)
+        # Of sharded weights all processes need passes at the same time, and so the same number.
+        largest = math.inf if self.args.sharded else largest_pass(self.args.device)
         with torch.no_grad():
             for index, batch in enumerate(dataloader):
                 if self.is_in_train and self.evaluation_stops(index):
                     raise EvaluationInterrupted
-                self.kind.add(model, self._prepare_inputs(batch))
+                for part in cut(batch, largest):
+                    self.kind.add(model, self._prepare_inputs(part))
                 self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in self.kind.figures(self.accelerator).items()}
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=len(dataloader.dataset))

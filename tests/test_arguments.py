@@ -73,6 +73,7 @@ def test_precision_follows_the_device(monkeypatch):
         monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation=True: bf16)
         monkeypatch.setattr("torch.cuda.get_device_capability", lambda: capability)
         monkeypatch.setattr("transformers.TrainingArguments.__post_init__", lambda self: setattr(self, "_n_gpu", 2))
+        monkeypatch.setattr(DomainTrainingArguments, "device", torch.device("cuda"))
         args = parse(*flags)[2]
         monkeypatch.undo()
         assert args._n_gpu == 1
@@ -100,6 +101,19 @@ def test_steps_are_recorded_where_nothing_looks_at_the_host(monkeypatch, flags, 
     assert args.records_steps is records
     monkeypatch.setattr(type(args), "device", torch.device("cpu"))
     assert not args.records_steps
+
+
+@pytest.mark.parametrize(
+    "device, flags, names",
+    [
+        ("cpu", "", 256), ("cuda", "", 4096), ("cuda", "--no_cuda_graphs", 4096), ("cuda", "--torch_compile", 256),
+        ("cuda", "--fsdp full_shard", 256), ("cuda", "--per_device_eval_batch_size 7", 7),
+    ],
+)  # fmt: skip
+def test_a_gpu_evaluates_many_names_at_once(monkeypatch, device, flags, names):
+    monkeypatch.setattr("transformers.TrainingArguments.__post_init__", lambda self: setattr(self, "_n_gpu", 1))
+    monkeypatch.setattr(DomainTrainingArguments, "device", torch.device(device))
+    assert parse(*flags.split())[2].per_device_eval_batch_size == names
 
 
 def on_gpus(monkeypatch, args, processes: int) -> None:

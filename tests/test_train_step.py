@@ -174,7 +174,10 @@ def test_end_to_end_runs_the_launch_command(capsys):
     arguments = ["--size", "tiny", "--device", "cpu", "--batch", "16", "--accumulation", "2", "--steps", "5"]
     assert end_to_end.main([*arguments, "--json", "--learning_rate", "1e-3"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["names_per_s"] > 0 and found["step_names_per_s"] > 0 and found["epoch_hours"] > 0
+    assert found["names_per_s"] > 0 and found["step_names_per_s"] > 0
+    trained, evaluated = 229.5e6 / found["names_per_s"] / 3600, 25.5e6 / found["evaluation_names_per_s"] / 3600
+    assert found["epoch_hours"] == pytest.approx(trained + evaluated, rel=0.01)
+    assert found["of_evaluation"] == pytest.approx(evaluated / (trained + evaluated), rel=0.01)
     assert found["share_lost"] == pytest.approx(1 - found["names_per_s"] / found["step_names_per_s"], abs=0.01)
     assert found["step_ms"] == pytest.approx(1e3 * 32 / found["names_per_s"], rel=0.01)
     assert found["bare_step_ms"] == pytest.approx(1e3 * 32 / found["step_names_per_s"], rel=0.01)
@@ -190,7 +193,7 @@ def test_narrow_is_for_both_sides(capsys, monkeypatch):
     monkeypatch.setattr(end_to_end, "our_side", lambda *args: widths.append(args[0].hidden_size) or side(*args))
     monkeypatch.setattr(end_to_end, "launch", lambda *args: [1.0, 1.0])
     arguments = ["--size", "tiny", "--device", "cpu", "--batch", "4", "--steps", "4", "--narrow"]
-    assert end_to_end.main(arguments) == 0 and widths == [end_to_end.NARROW["hidden_size"]]
+    assert end_to_end.main(arguments) == 0 and set(widths) == {end_to_end.NARROW["hidden_size"]}
     monkeypatch.undo()
     monkeypatch.setattr(end_to_end, "NARROW", {"hidden_size": 50})
     with pytest.raises(UserError, match="(?s:.*)--config_overrides hidden_size=50"):

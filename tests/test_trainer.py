@@ -123,6 +123,24 @@ def test_evaluation_is_exact_and_repeats(finished):
     assert told["eval_perplexity_name"] == pytest.approx(math.exp(np.mean(by_part[False])), rel=1e-4)
 
 
+def test_a_batch_that_is_too_large_for_a_pass_is_evaluated_in_several(finished, monkeypatch):
+    """To the same figures; but for sharded weights, which all processes need at the same time."""
+    taken, whole = [], finished.evaluate()
+    add = finished.kind.add
+    monkeypatch.setattr(
+        finished.kind, "add", lambda model, batch: (taken.append(batch["input_ids"]), add(model, batch))
+    )
+    monkeypatch.setattr("domain_canine.trainer.largest_pass", lambda device: 60)
+    told = finished.evaluate()
+    assert max(part.numel() for part in taken) <= 60 and sum(map(len, taken)) == len(finished.eval_dataset)
+    for name in ("loss", "perplexity_name", "perplexity_suffix", "accuracy", "masked_characters"):
+        assert told[f"eval_{name}"] == pytest.approx(whole[f"eval_{name}"], rel=1e-6)
+    monkeypatch.setattr(type(finished.args), "sharded", True)
+    taken.clear()
+    finished.evaluate()
+    assert len(taken) == finished.eval_dataset.plan.steps
+
+
 def test_evaluation_masks_do_not_change_with_the_epoch(finished):
     dataset = finished.eval_dataset
     for index in range(dataset.plan.steps):
