@@ -5,12 +5,13 @@
 
 From text to logits at all positions, like lengths together. The stock side is ``CanineTokenizer``,
 ``transformers.CanineModel`` with eager attention and the same head at all positions, every name padded to 128. Scores:
-``score_names`` against the same sum by the stock side, which runs a masked copy of a name for each of its characters.
-All have the same weights, and take turns; medians of the rounds are told. Each row costs the stock side the same, so
-that it is given fewer.
+``score_names``, in fp32 and bf16, against the same sum by the stock side, which runs a masked copy of a name for each
+of its characters. All have the same weights, and take turns; medians of the rounds are told. Each row costs the stock
+side the same, so that it is given fewer.
 """
 
 import argparse
+import copy
 import statistics
 import tempfile
 import time
@@ -86,7 +87,7 @@ def spread(names: list[str], count: int) -> list[str]:
 
 def sides(model: DomainCanineForMaskedLM, folder: Path) -> dict[str, Callable[[list[str]], torch.Tensor]]:
     """Names (B,) of like lengths -> logits (B, L, V), by each; the stock side's are (B, 128, V)."""
-    stock, usual = Stock(model), is_usual(model)
+    stock, usual, rounded = Stock(model), is_usual(model), copy.deepcopy(model).bfloat16()
     export(FillMask(model), folder / "model.onnx")
     quantize(folder / "model.onnx", folder / "model_int8.onnx")
 
@@ -107,6 +108,7 @@ def sides(model: DomainCanineForMaskedLM, folder: Path) -> dict[str, Callable[[l
         "pytorch": pytorch, "onnx": of("model.onnx"), "onnx_int8": of("model_int8.onnx"),
         "stock": lambda names: stock.logits(*stock.encode(names)),
         "score": lambda names: score_names(model, names, orders=0),
+        "score_bf16": lambda names: score_names(rounded, names, orders=0),
         "stock_score": lambda names: stock.scores(names, BATCH),
     }  # fmt: skip
 
@@ -128,12 +130,13 @@ def compare(model: DomainCanineForMaskedLM, names: list[str], count: int, batch:
     rows_each = statistics.mean(map(len, scored))
     few, few_scored = spread(names, max(1, len(names) // FEWER)), spread(scored, max(1, len(scored) // FEWER))
     work = dict.fromkeys(("pytorch", "onnx", "onnx_int8"), list(like_lengths(names, batch)))
-    work |= {"stock": list(like_lengths(few, batch)), "score": [scored], "stock_score": [few_scored]}
+    work |= {"stock": list(like_lengths(few, batch)), "score": [scored], "score_bf16": [scored]}
+    work["stock_score"] = [few_scored]
     counts = {side: sum(map(len, groups)) for side, groups in work.items()}
     counts["stock_score"] = sum(map(len, few_scored)) / rows_each
     with tempfile.TemporaryDirectory() as folder:
         calls = sides(model, Path(folder))
-        difference = _difference(calls, few_scored)
+        difference = _difference(calls, few_scored) | _rounding(calls, scored)
         for side, call in calls.items():  # the first call of each fills what is kept
             call(work[side][0][:8])
         rates = {side: [] for side in calls}
@@ -142,8 +145,8 @@ def compare(model: DomainCanineForMaskedLM, names: list[str], count: int, batch:
                 rates[side].append(counts[side] / timed(call, work[side]))
     found = {"names": len(names), "characters": round(statistics.mean(map(len, names)), 2), "batch": batch}
     found |= {f"{side}_names_per_s": round(statistics.median(each), 2) for side, each in rates.items()}
-    for side in ("pytorch", "onnx", "onnx_int8", "score"):
-        stock = rates["stock_score" if side == "score" else "stock"]
+    for side in ("pytorch", "onnx", "onnx_int8", "score", "score_bf16"):
+        stock = rates["stock_score" if side.startswith("score") else "stock"]
         found[f"{side}_ratio"] = round(statistics.median(a / b for a, b in zip(rates[side], stock)), 2)
     return found | difference
 
@@ -159,6 +162,14 @@ def _difference(calls, names):
     scores = [score.log_probability for score in calls["score"](names)]
     worst["stock_score"] = max(abs(a - b) for a, b in zip(scores, calls["stock_score"](names)))
     return {f"{side}_differs_by": float(f"{value:.1e}") for side, value in worst.items()}
+
+
+def _rounding(calls, names):
+    """What bf16 moves log-probabilities by, in nats."""
+    exact, rounded = ([score.log_probability for score in calls[side](names)] for side in ("score", "score_bf16"))
+    moved = [abs(one - other) for one, other in zip(exact, rounded)]
+    told = {"mean": statistics.mean(moved), "max": max(moved), "spread": statistics.pstdev(exact)}
+    return {f"score_bf16_{name}": round(value, 4) for name, value in told.items()}
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -20,7 +20,7 @@ def command(arguments) -> int:
     from .stopping import StopRequest
 
     rows = read_rows(arguments.inputs, arguments.dataset_column, arguments.output)
-    model = load_for_use(arguments.model, DomainCanineForSequenceClassification)
+    model = load_for_use(arguments.model, DomainCanineForSequenceClassification, arguments.bf16)
     answers = [("number", pa.float64())]
     classes = []
     if model.config.problem_type != "regression":

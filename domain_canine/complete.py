@@ -8,6 +8,7 @@ from .arguments import seed
 from .errors import UserError
 from .manifest import listed
 from .normalization_domain_canine import MAX_LABEL
+from .score import add_precision_argument
 
 
 def add_parser(commands) -> None:
@@ -43,6 +44,7 @@ def add_parser(commands) -> None:
     parser.add_argument("--dataset_column", "--column", help="column of --exclude with the names: csv, tsv, parquet")
     parser.add_argument("--output", help="file to make: .csv, .jsonl or .parquet; csv on standard output without it")
     parser.add_argument("--overwrite", action="store_true", help="replace --output if it exists")
+    add_precision_argument(parser)
     parser.set_defaults(call=command)
 
 
@@ -71,7 +73,7 @@ def command(arguments) -> int:
     if arguments.dataset_column and arguments.exclude is None:
         raise UserError(f"--dataset_column {arguments.dataset_column!r} is a column of --exclude, which is not given")
     exclude = frozenset() if arguments.exclude is None else _excluded(arguments)
-    model = load_for_use(arguments.model)
+    model = load_for_use(arguments.model, bf16=arguments.bf16)
     # SIGTERM ends it as Ctrl-C does: the table is closed.
     with StopRequest(), table:
         for pattern in arguments.patterns:  # one by one takes no longer, and what is found is seen sooner

@@ -29,7 +29,7 @@ def command(arguments) -> int:
 
     table, bad = VectorTable(arguments.output, arguments.overwrite), 0
     rows = read_rows(arguments.inputs, arguments.dataset_column, arguments.output)
-    model = load_encoder_for_use(arguments.model)
+    model = load_encoder_for_use(arguments.model, arguments.bf16)
     # SIGTERM ends it as Ctrl-C does: the table is closed.
     with StopRequest(), table.of_width(model.config.hidden_size), with_progress(rows) as rows:
         for block in rows:

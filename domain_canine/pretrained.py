@@ -76,22 +76,25 @@ def build_model(arguments: ModelArguments, objective: str = "mlm") -> DomainCani
     return model
 
 
-def load_for_use(name: str, kind: type[PreTrainedModel] = DomainCanineForMaskedLM) -> PreTrainedModel:
-    """A trained model, in evaluation mode, on the GPU if there is one.
+def load_for_use(
+    name: str, kind: type[PreTrainedModel] = DomainCanineForMaskedLM, bf16: bool = False
+) -> PreTrainedModel:
+    """A trained model, in evaluation mode, on the GPU if there is one; in the precision it has on disk, or bf16.
 
     Raises:
         UserError: as ``load_model``.
     """
-    return load_model(name, trained=True, kind=kind).to(_device()).eval()
+    return _for_use(load_model(name, trained=True, kind=kind), bf16)
 
 
-def load_encoder_for_use(name: str) -> DomainCanineModel:
+def load_encoder_for_use(name: str, bf16: bool = False) -> DomainCanineModel:
     """The encoder of any CANINE checkpoint, whatever its head, without a pooler; otherwise as ``load_for_use``."""
-    return load_model(name, kind=DomainCanineModel, add_pooling_layer=False).to(_device()).eval()
+    return _for_use(load_model(name, kind=DomainCanineModel, add_pooling_layer=False), bf16)
 
 
-def _device():
-    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+def _for_use(model, bf16):
+    device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    return model.to(device, torch.bfloat16 if bf16 else None).eval()
 
 
 def is_classifier(name: str) -> bool:

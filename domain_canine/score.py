@@ -25,6 +25,14 @@ def add_rows_arguments(parser, suffixes: str = ".csv, .jsonl or .parquet") -> No
     parser.add_argument("--dataset_column", "--column", help="column with the names, for csv, tsv and parquet")
     parser.add_argument("--output", help=f"file to make: {suffixes}; csv on standard output without it")
     parser.add_argument("--overwrite", action="store_true", help="replace --output if it exists")
+    add_precision_argument(parser)
+
+
+def add_precision_argument(parser) -> None:
+    parser.add_argument(
+        "--bf16", action="store_true",
+        help="compute in bf16: quicker on GPUs and CPUs that do so, and less exact, by about 0.2%%",
+    )  # fmt: skip
 
 
 def command(arguments) -> int:
@@ -43,7 +51,7 @@ def command(arguments) -> int:
         fields.append(("characters", pa.list_(pa.float64())))
     table = Table(arguments.output, pa.schema(fields), arguments.overwrite)
     rows = read_rows(arguments.inputs, arguments.dataset_column, arguments.output)
-    model = load_for_use(arguments.model)
+    model = load_for_use(arguments.model, bf16=arguments.bf16)
     # SIGTERM ends it as Ctrl-C does: the table is closed.
     with StopRequest(), table, with_progress(rows) as rows:
         for block in rows:

@@ -372,10 +372,11 @@ def test_the_benchmark_tells_all_sides(capsys, monkeypatch):
     assert inference.main(arguments) == 0
     said = capsys.readouterr()
     found = json.loads(said.out.splitlines()[-1])
-    sides = ("pytorch", "onnx", "onnx_int8", "score")
+    sides = ("pytorch", "onnx", "onnx_int8", "score", "score_bf16")
     assert all(found[f"{side}_names_per_s"] > 0 and found[f"{side}_ratio"] > 0 for side in sides)
-    for side, stock in zip(sides, ["stock"] * 3 + ["stock_score"]):
+    for side, stock in zip(sides, ["stock"] * 3 + ["stock_score"] * 2):
         ratio = found[f"{side}_names_per_s"] / found[f"{stock}_names_per_s"]
         assert found[f"{side}_ratio"] == pytest.approx(ratio, rel=0.05)
     assert all(found[f"{side}_differs_by"] <= 1e-3 for side in ("onnx", "stock", "stock_score"))
+    assert 0 < found["score_bf16_mean"] < found["score_bf16_max"] < found["score_bf16_spread"]
     assert "score_ratio" in said.err
