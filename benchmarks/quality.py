@@ -19,8 +19,9 @@ from domain_canine.arguments import DataArguments
 from domain_canine.batches import NameBatches, frame
 from domain_canine.corpus import Corpus, load_corpus
 from domain_canine.errors import run
-from domain_canine.masking import MASK, NAME_CHARACTERS, DataCollatorForCodePointMasking
+from domain_canine.masking import MASK, DataCollatorForCodePointMasking
 from domain_canine.metrics import SUMS, figures, masked_sums, suffix_positions
+from domain_canine.normalization_domain_canine import NAME_CHARACTERS
 from domain_canine.prepare import Settings
 from domain_canine.pretrained import load_model
 from domain_canine.startup import silence_libraries

@@ -38,9 +38,9 @@ def share(owner: Any, *names: str) -> None:
             raise UserError(f"--{name} must lie between 0 and 1, not {getattr(owner, name)}")
 
 
-def seed(owner: Any, name: str) -> None:
-    if not 0 <= getattr(owner, name) < 2**63:
-        raise UserError(f"--{name} must be from 0 on and below 2**63, not {getattr(owner, name)}")
+def seed(owner: Any, name: str, bits: int = 63) -> None:
+    if (value := getattr(owner, name)) is not None and not 0 <= value < 2**bits:
+        raise UserError(f"--{name} must be from 0 on and below 2**{bits}, not {value}")
 
 
 def one_origin(owner: Any) -> None:
@@ -120,7 +120,7 @@ class DataArguments:
 
     dataset: str = flag(
         DEFAULT_DATASET,
-        "Hub id, local file, folder or glob (txt, csv, tsv, parquet; gzipped too), or 'sample' for synthetic names.",
+        "Hub id, local file, folder or glob (txt, csv, tsv, parquet; gz, zst, bz2), URL, prepared folder, or 'sample'.",
         aliases=["--dataset_name", "--train_file"],
     )
     dataset_column: str | None = flag(
@@ -156,7 +156,7 @@ class DataArguments:
             )
         share(self, "validation_split", "mlm_probability")
         replaced = self.mask_replace_prob + self.random_replace_prob
-        if min(self.mask_replace_prob, self.random_replace_prob) < 0 or replaced > 1 + 1e-9:
+        if not (self.mask_replace_prob >= 0 and self.random_replace_prob >= 0 and replaced <= 1 + 1e-9):
             raise UserError(
                 f"--mask_replace_prob {self.mask_replace_prob} and --random_replace_prob {self.random_replace_prob} "
                 "must be at least 0 and at most 1 together"
@@ -237,10 +237,13 @@ class DomainTrainingArguments(TrainingArguments):
     def __post_init__(self):
         positive(
             self, "num_train_epochs", "per_device_train_batch_size", "per_device_eval_batch_size", "learning_rate",
-            "gradient_accumulation_steps", "save_steps", "logging_steps", "save_total_limit",
+            "gradient_accumulation_steps", "save_steps", "logging_steps", "save_total_limit", "eval_steps",
+            "dataloader_prefetch_factor",
         )  # fmt: skip
+        seed(self, "seed", 32)  # NumPy's
+        seed(self, "data_seed")
         for name in (
-            "early_stopping_patience", "weight_decay", "warmup_steps", "max_grad_norm", "seed", "max_skipped_steps",
+            "early_stopping_patience", "weight_decay", "warmup_steps", "max_grad_norm", "max_skipped_steps",
         ):  # fmt: skip
             if not getattr(self, name) >= 0:
                 raise UserError(f"--{name} must not be negative, but is {getattr(self, name)}")

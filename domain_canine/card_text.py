@@ -12,7 +12,7 @@ EMBED = """
 
 `pip install torch transformers`. The model's own code comes with it (`trust_remote_code=True`).
 
-A vector for each name, the mean of its last hidden states:
+A vector for each name, the mean of its characters' last hidden states:
 
 ```python
 import torch
@@ -24,8 +24,8 @@ encoder = AutoModel.from_pretrained(name, trust_remote_code=True).eval()
 batch = tokenizer(["example.com", "ein-beispiel.de"], padding=True, return_tensors="pt")
 with torch.no_grad():
     states = encoder(**batch).last_hidden_state
-mask = batch["attention_mask"].unsqueeze(-1)
-vectors = (states * mask).sum(1) / mask.sum(1)
+mask = batch["attention_mask"][:, 2:, None]  # of the characters between [CLS] and [SEP]
+vectors = (states[:, 1:-1] * mask).sum(1) / mask.sum(1)
 print(vectors.shape)
 ```
 

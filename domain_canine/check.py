@@ -38,7 +38,7 @@ RANGES = (
 )
 OPTIONAL = {"wandb": "--use_wandb", "evaluate": "the metric module"}
 MISSING = "not installed"
-FREE_GB = 5  # three checkpoints and the best of the base size take 1.6 GB each
+FREE_GB = 9  # of the base size: three checkpoints, the best, and one that is written, 1.6 GB each; the final model
 
 
 @dataclass

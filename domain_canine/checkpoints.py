@@ -13,6 +13,7 @@ import torch
 from transformers.trainer_pt_utils import safe_globals
 
 from .errors import UserError
+from .paths import user_path
 
 WRITING = ".writing"  # checkpoints are written below it and moved out when they are whole
 # Sizes and SHA-256 of a checkpoint's files: 0.7 s for the 1.6 GB of the base size.
@@ -55,7 +56,7 @@ def seal(written: Path) -> None:
 
 def move_in(written: Path, checkpoint: Path) -> None:
     """Give a sealed checkpoint its name: at every moment it is whole or absent, after a power cut, too."""
-    if checkpoint.exists():  # a broken one, which a resume has passed over
+    if checkpoint.exists():  # of this step, too: the disk failed when older ones were cleared away behind it
         remove(checkpoint)
     os.replace(written, checkpoint)
     _sync_folder(checkpoint.parent)
@@ -163,7 +164,7 @@ def to_resume_from(run: Path, wanted: str | None, begun: bool = False) -> str | 
             )
         _set_aside(broken)
         return str(newest)
-    path = Path(wanted)
+    path = user_path(wanted)
     known = newest is not None and newest.resolve() == path.resolve()
     if not known and (lacks := damage(path, digests=True)):
         what = f"is not a whole checkpoint: {lacks}" if path.is_dir() else "is no folder"
@@ -177,7 +178,7 @@ def to_resume_from(run: Path, wanted: str | None, begun: bool = False) -> str | 
         )
     _warn(broken)
     _set_aside(broken)
-    return wanted
+    return str(path)
 
 
 def _warn(broken):

@@ -16,11 +16,10 @@ from dataclasses import dataclass
 
 import torch
 
-from .normalization_domain_canine import MAX_LABEL, InvalidDomain, normalize_domain
+from .normalization_domain_canine import MAX_LABEL, NAME_CHARACTERS, InvalidDomain, normalize_domain
 from .scoring_domain_canine import encode, is_usual, score_names, slots_at_once, wide
 
-ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789-"
-LETTERS, HYPHEN = 26, 36
+LETTERS, HYPHEN = 26, 36  # of NAME_CHARACTERS
 SEARCHES, REVEALED = ("beam", "sample"), ("confidence", "random")
 LEAST_TEMPERATURE = 0.001  # below it the likeliest character is drawn anyway, and numbers overflow
 # A pattern's forms: one for each length and suffix.
@@ -152,7 +151,7 @@ class _States:
         self.open = torch.tensor([[character == "?" for character in form] for form in forms], device=device)  # (S, C)
         self.ids[:, 1:-1].masked_fill_(self.open, model.config.mask_code_point)
         self.allowed, self.third = (each.to(device) for each in _rules(forms))
-        self.codes = torch.tensor([ord(character) for character in ALPHABET], device=device)
+        self.codes = torch.tensor([ord(character) for character in NAME_CHARACTERS], device=device)
         self.turns = None if turns is None else torch.tensor(turns, device=device)
 
     def take(self, states: torch.Tensor) -> None:
@@ -182,7 +181,7 @@ class _States:
         beside = (self.third & hyphens.roll(-1, 1)) | (self.third & hyphens).roll(1, 1)
         allowed[..., HYPHEN] &= ~beside
         if at is not None:
-            allowed = allowed.gather(1, at[..., None].expand(-1, -1, len(ALPHABET)))
+            allowed = allowed.gather(1, at[..., None].expand(-1, -1, len(NAME_CHARACTERS)))
         return found.masked_fill(~allowed, -torch.inf).log_softmax(-1)
 
     def _logits(self, rows, at):
@@ -203,7 +202,7 @@ def _rules(forms):
     No hyphen at a label's ends; none as third and fourth both, such labels are reserved (RFC 5891, 4.2.3.1); letters
     alone in the last label.
     """
-    allowed = torch.ones(len(forms), len(forms[0]), len(ALPHABET), dtype=torch.bool)
+    allowed = torch.ones(len(forms), len(forms[0]), len(NAME_CHARACTERS), dtype=torch.bool)
     third = torch.zeros(len(forms), len(forms[0]), dtype=torch.bool)
     for row, form in enumerate(forms):
         start = 0
@@ -247,7 +246,7 @@ def sample(
         for step in range(forms[group[0]].count("?")):
             at, found = states.choices()
             if top_k is not None:
-                least = found.topk(min(top_k, len(ALPHABET))).values[:, -1:]
+                least = found.topk(min(top_k, len(NAME_CHARACTERS))).values[:, -1:]
                 found = found.masked_fill(found < least, -torch.inf)
             # A draw of its own for each row, which torch.multinomial has not: a name depends on no other of the batch.
             ends = (found / temperature).softmax(-1).cpu().double().cumsum(-1)
@@ -270,7 +269,7 @@ def beam_search(model, forms: list[str], order: str, beams: int, chances: list[r
         totals = torch.zeros(len(group), 1, dtype=wide(model.device), device=model.device)  # (F, W)
         for _ in range(forms[group[0]].count("?")):
             at, gains = states.choices()
-            gains, letters = gains.topk(min(beams, len(ALPHABET)))  # (F W, b)
+            gains, letters = gains.topk(min(beams, len(NAME_CHARACTERS)))  # (F W, b)
             branches = gains.shape[1]
             reached = (totals[..., None] + gains.view(len(group), width, branches)).flatten(1)  # (F, W b)
             # There is one way to a name: what is revealed next goes by the state alone.

@@ -1,5 +1,6 @@
 """The data flags made into batches: which source, which side, which collator."""
 
+import math
 import sys
 
 from transformers.trainer_utils import IntervalStrategy
@@ -9,7 +10,7 @@ from .batches import NameBatches
 from .connection import is_url
 from .corpus import SMALL, load_corpus
 from .errors import UserError
-from .manifest import SHOWN, is_prepared, told_lines
+from .manifest import is_prepared, told_lines
 from .masking import DataCollatorForCodePointMasking
 from .paths import user_path
 from .prepare import Settings
@@ -92,7 +93,7 @@ def _stream(data, args, collator):
         num_samples=data.num_samples,
         **_place(args, collator),
     )
-    names = data.num_samples or source.count()
+    names = min(filter(None, (data.num_samples, source.count())), default=None)
     step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     steps_per_epoch = names and max(1, int(names * (1 - data.validation_split)) // step)
     train.steps_per_epoch = steps_per_epoch
@@ -102,7 +103,7 @@ def _stream(data, args, collator):
                 f"--streaming: {data.dataset!r} does not tell how many names it has; set --max_steps, or leave "
                 "--streaming out"
             )
-        args.max_steps = int(args.num_train_epochs * steps_per_epoch)
+        args.max_steps = math.ceil(args.num_train_epochs * steps_per_epoch)
     if args.eval_strategy == "epoch":
         args.eval_strategy = IntervalStrategy.STEPS
         every = args.eval_steps or EVERY
@@ -114,11 +115,11 @@ def _stream(data, args, collator):
     )
     train.told = _told(data, cleaner.counts, None, len(validation))
     named = f"about {names:,}" if names else "an unknown number"
-    rejects = [reject._asdict() for reject in cleaner.rejects[:SHOWN]]
+    rejects = [reject._asdict() for reject in cleaner.rejects]
     rows = [
         ("data", f"{data.dataset}, streamed: not de-duplicated, shuffled within a buffer"),
         *_lines(cleaner.counts, rejects, "at the head of the stream, "),
-        ("names", f"{named}; {len(validation):,} for validation ({data.validation_split:.0%} by hash)"),
+        ("names", f"{named}; {len(validation):,} for validation ({100 * data.validation_split:.3g}% by hash)"),
     ]
     return train, validation, rows
 
@@ -134,7 +135,7 @@ def _told(data, counts, train: int | None, validation: int) -> dict:
 def _table(corpus, train: int, validation: int, data) -> list[tuple[str, str]]:
     """What became of every line."""
     rows = [("data", corpus.description), *_lines(corpus.counts, corpus.rejects)]
-    share = f"{data.validation_split:.0%} by hash"
+    share = f"{100 * data.validation_split:.3g}% by hash"
     rows.append(("names", f"{train:,} to train on, {validation:,} for validation ({share})"))
     if data.slots_per_batch:
         rows.append(("slots", f"about {data.slots_per_batch:,} a device and micro-step; names a step are their mean"))

@@ -11,6 +11,10 @@ class UserError(Exception):
     """What is wrong, with the value, and what to do about it."""
 
 
+class OwnError(UserError):
+    """Of one of several processes: it speaks, whichever it is; other errors are those of all, and the first one's."""
+
+
 class BadInput(UserError):
     """The input itself is at fault: to try again with it would end the same way."""
 
@@ -60,7 +64,7 @@ def run(main, after_interrupt: str = "") -> None:
         status = main()
         sys.stdout.flush()  # here, where it can be told
     except UserError as error:
-        if speaks:
+        if speaks or isinstance(error, OwnError):
             print(f"error: {error}", file=sys.stderr)
         status = 2
     except Stopped as stopped:
@@ -76,7 +80,8 @@ def run(main, after_interrupt: str = "") -> None:
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        print(f"error: {error.filename or 'what was to be written'}: no space is left", file=sys.stderr)
+        if speaks:
+            print(f"error: {error.filename or 'what was to be written'}: no space is left", file=sys.stderr)
         status = 2
     try:
         sys.stdout.flush()

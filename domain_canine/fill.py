@@ -8,12 +8,12 @@ import torch
 
 from .batches import frame
 from .errors import UserError
-from .normalization_domain_canine import InvalidDomain, is_domain, normalize_domain
+from .normalization_domain_canine import NAME_CHARACTERS, InvalidDomain, is_domain, normalize_domain
 
 # A stand-in for a masked character while a pattern is checked: a letter is valid wherever a character is.
 _PLACEHOLDER = "x"
 _MASK = re.compile(r"\[MASK\]|\?")
-LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789-."
+CHARACTERS = NAME_CHARACTERS + "."
 
 
 @dataclass
@@ -66,18 +66,20 @@ def fill(model, pattern: str, top_k: int = 5) -> Filled:
     ids, _ = frame(np.frombuffer(name.encode(), np.uint8)[None], np.array([len(name)]))
     input_ids = torch.from_numpy(ids).to(model.device)
     input_ids[0, [position + 1 for position in open_positions]] = model.config.mask_code_point  # behind [CLS]
-    code_points = torch.tensor([ord(letter) for letter in LETTERS], device=model.device)
+    code_points = torch.tensor([ord(letter) for letter in CHARACTERS], device=model.device)
     steps = []
     while open_positions:
         positions = torch.tensor([open_positions], device=model.device) + 1
         logits = model(input_ids=input_ids, masked_positions=positions).logits[0]
         # With a dot behind, which is dropped: a name that ended in one itself would not be valid then.
-        valid = [[is_domain(name[:at] + letter + name[at + 1 :] + ".") for letter in LETTERS] for at in open_positions]
+        valid = [
+            [is_domain(name[:at] + letter + name[at + 1 :] + ".") for letter in CHARACTERS] for at in open_positions
+        ]
         valid = torch.tensor(valid, device=model.device)
         probabilities = logits.float().softmax(-1)[:, code_points] * valid
         row = int(probabilities.amax(-1).argmax())
         best = probabilities[row].topk(min(top_k, int(valid[row].sum())))
-        candidates = [(LETTERS[i], value) for i, value in zip(best.indices.tolist(), best.values.tolist())]
+        candidates = [(CHARACTERS[i], value) for i, value in zip(best.indices.tolist(), best.values.tolist())]
         at = open_positions.pop(row)
         steps.append((at, candidates))
         name = name[:at] + candidates[0][0] + name[at + 1 :]

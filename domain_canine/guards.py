@@ -9,7 +9,7 @@ from accelerate.utils.memory import should_reduce_batch_size
 from torch.distributed.tensor import DTensor
 
 from .checkpoints import whole_checkpoints
-from .errors import UserError, first_line
+from .errors import OwnError, UserError, first_line
 from .masking import IGNORED
 from .tokenization_domain_canine import SEP
 
@@ -63,15 +63,15 @@ class FiniteSteps:
     def observe(self, step: int, rate: float, norm: torch.Tensor, model, optimizer: torch.optim.Optimizer) -> None:
         """Before the update: have it skipped unless the norm of the gradients is finite.
 
-        AdamW's fused kernels take the news on the device; with another optimiser the host waits for them.
+        AdamW's fused kernels take the news on the device, but for MPS's, which pass over it; there, and with another
+        optimiser, the host waits for them.
         """
         norm = torch.as_tensor(norm)
         norm = (norm.full_tensor() if isinstance(norm, DTensor) else norm).detach()
         bad = (~torch.isfinite(norm)).float()
         self._pending.append((step, rate, Late(bad)))
-        if getattr(optimizer, "_step_supports_amp_scaling", False) and not isinstance(
-            next(model.parameters()), DTensor
-        ):
+        takes_news = getattr(optimizer, "_step_supports_amp_scaling", False) and bad.device.type != "mps"
+        if takes_news and not isinstance(next(model.parameters()), DTensor):
             optimizer.found_inf = bad
         elif bad.item():
             model.zero_grad(set_to_none=True)  # an optimiser passes over parameters without a gradient
@@ -128,7 +128,7 @@ def memory_is_out(error: RuntimeError) -> bool:
     return should_reduce_batch_size(error) or "out of memory" in told or "CUBLAS_STATUS_ALLOC_FAILED" in told
 
 
-def out_of_memory(error: RuntimeError, args) -> UserError:
+def out_of_memory(error: RuntimeError, args) -> OwnError:
     """What to do about memory that is out."""
     batch, accumulated = args.per_device_train_batch_size, args.gradient_accumulation_steps
     whole = whole_checkpoints(Path(args.output_dir))
@@ -144,4 +144,4 @@ def out_of_memory(error: RuntimeError, args) -> UserError:
             f"Lower --batch_size (now {batch}; with --gradient_accumulation_steps, now {accumulated}, doubled the run "
             f"stays the same), {others}; --auto_find_batch_size finds the first by itself"
         )
-    return UserError(f"the memory of {args.device} is out: {first_line(error)}\n  {remedy}{then}")
+    return OwnError(f"the memory of {args.device} is out: {first_line(error)}\n  {remedy}{then}")

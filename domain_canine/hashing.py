@@ -41,7 +41,7 @@ def unit(values) -> np.ndarray:
     return (values >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
-def hash_names(data: np.ndarray, starts: np.ndarray, lengths: np.ndarray, seed: int = 0) -> np.ndarray:
+def hash_names(data: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """64-bit hash of each name: FNV-1a over its characters, then ``mix``.
 
     Args:
@@ -63,4 +63,4 @@ def hash_names(data: np.ndarray, starts: np.ndarray, lengths: np.ndarray, seed: 
                 here ^= data[at[:count] + column].astype(np.uint64)
                 here *= _FNV_PRIME
         found[order] = h
-    return key(seed, found)
+    return key(0, found)

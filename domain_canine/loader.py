@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader, get_worker_info
 
 from .batches import NameBatches
-from .errors import UserError
+from .errors import OwnError, UserError
 from .stopping import SIGNALS
 from .streams import StreamBatches
 
@@ -79,7 +79,9 @@ class BatchLoader(DataLoader):
         if args.dataloader_num_workers:
             options["worker_init_fn"] = ignore_signals
             options["prefetch_factor"] = args.dataloader_prefetch_factor
-            options["persistent_workers"] = args.dataloader_persistent_workers
+            # Those of an evaluation, whose loader is made anew each time, would stay to the end of the run.
+            evaluation = isinstance(batches, NameBatches) and batches.evaluation
+            options["persistent_workers"] = args.dataloader_persistent_workers and not evaluation
         if isinstance(batches, StreamBatches):
             super().__init__(batches, batch_size=None, collate_fn=with_position, **options)
         else:
@@ -92,7 +94,7 @@ class BatchLoader(DataLoader):
         """Batches without their positions, of which the stream is told: workers are ahead by what they prefetch."""
         for batch, worker, position in super().__iter__():
             if isinstance(batch, UserError):
-                raise batch
+                raise OwnError(str(batch)) from batch
             self.dataset.consumed(worker, position)
             yield batch
 

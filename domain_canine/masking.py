@@ -15,12 +15,12 @@ import torch
 from . import hashing
 from .layers_domain_canine import ASCII, SPECIAL, SPECIAL_END
 from .modeling_domain_canine import IGNORED
+from .normalization_domain_canine import NAME_CHARACTERS
 from .tokenization_domain_canine import CLS, MASK, PAD, SEP
 
 # Every evaluation of every run asks the same question, whatever its own masking, seed and epoch.
 EVALUATION_FRACTION, EVALUATION_SEED, EVALUATION_EPOCH = 0.15, 0, 2**32
-# What random replacements are drawn from: the characters of registered names.
-NAME_CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789-"
+# What random replacements are drawn from.
 _ALPHABET = np.array([ord(character) for character in NAME_CHARACTERS])
 
 # One number for each kind of draw, so that no two draws share their bits.

@@ -60,6 +60,11 @@ def fit_batch(trainer) -> None:
     while not _fits(trainer):
         if args.per_device_train_batch_size == 1:
             raise UserError("--auto_find_batch_size: the memory does not hold a step of one name; take a smaller model")
+        if trainer.streamed and args.per_device_train_batch_size % 2:
+            raise UserError(
+                f"--auto_find_batch_size: {args.per_device_train_batch_size} names of a stream are too many for the "
+                "memory, and cannot be halved; give a --batch_size that is a power of two"
+            )
         _divide(trainer, -(-args.per_device_train_batch_size // 2), args.gradient_accumulation_steps * 2)
     if trainer.is_world_process_zero():
         names, micro_steps = args.per_device_train_batch_size, args.gradient_accumulation_steps

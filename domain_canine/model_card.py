@@ -198,7 +198,7 @@ def _data(record):
     rows[0] = ("lines read", rows[0][1])
     train, validation = record.data["train"], record.data["validation"]
     sides = [("to train on", f"{train:,}" if train else "streamed"), ("for validation", f"{validation:,}")]
-    share = f"{record.settings['validation_split']:.0%} of the names are held out, by a hash of the name"
+    share = f"{100 * record.settings['validation_split']:.3g}% of the names are held out, by a hash of the name"
     if split := record.data.get("split"):
         share = f"Names to validate on: {split}"
     trained = (

@@ -12,6 +12,7 @@ import re
 
 MAX_NAME = 253
 MAX_LABEL = 63
+NAME_CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789-"  # of labels
 
 # Every reason an InvalidDomain can carry.
 REASONS = (

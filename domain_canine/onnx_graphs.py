@@ -20,9 +20,9 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from .errors import UserError, first_line
-from .masking import NAME_CHARACTERS
 from .modeling_domain_canine import mean_of_characters
-from .scoring_domain_canine import log_probabilities
+from .normalization_domain_canine import NAME_CHARACTERS
+from .scoring_domain_canine import log_probabilities, slots
 from .tokenization_domain_canine import CLS, PAD, SEP
 
 INPUTS = ("input_ids", "attention_mask")
@@ -196,7 +196,7 @@ def shapes_of(graph: Graph) -> Iterator[tuple[int, int]]:
     for i, characters in enumerate(LENGTHS):
         if graph.rows and characters > 64 and characters not in (126, 253):
             continue
-        each = (characters + 5) // 4 * 4 * (characters if graph.rows else 1)
+        each = slots(characters) * (characters if graph.rows else 1)
         yield min(BATCHES[i % len(BATCHES)], max(1, SLOTS // each)), characters
     yield BATCHES[-1], 5 if graph.rows else LENGTHS[-1]
 

@@ -3,7 +3,7 @@
 import json
 import shutil
 import sys
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from pickle import UnpicklingError
 from signal import SIGTERM
@@ -36,6 +36,14 @@ CANNOT_WRITE = (OSError, RuntimeError, SafetensorError)  # of safetensors, of to
 
 class EvaluationInterrupted(Exception):
     """A signal came while evaluating."""
+
+
+@contextmanager
+def _mistakes_of(flag):
+    try:
+        yield
+    except (ValueError, ImportError) as error:
+        raise UserError(f"{flag}, or its numbers: {first_line(error)}") from error
 
 
 class ResumableTrainer(Trainer):
@@ -91,10 +99,28 @@ class ResumableTrainer(Trainer):
 
     def _prepare_input(self, data):
         if isinstance(data, torch.Tensor):
-            return data.to(self.args.device, non_blocking=True)
+            return self.on_the_way(data)
         return super()._prepare_input(data)
 
+    def on_the_way(self, data: torch.Tensor) -> torch.Tensor:
+        """On the device. Copies to CUDA, from pinned memory, are not waited for; MPS's would read what is gone."""
+        return data.to(self.args.device, non_blocking=self.args.device.type == "cuda")
+
     # ---- steps
+
+    def create_optimizer(self, *args, **kwargs):
+        """As the Trainer's.
+
+        Raises:
+            UserError: it needs what is not installed, or other numbers.
+        """
+        with _mistakes_of("--optim"):
+            return super().create_optimizer(*args, **kwargs)
+
+    def create_scheduler(self, *args, **kwargs):
+        """As ``create_optimizer``."""
+        with _mistakes_of("--lr_scheduler_type"):
+            return super().create_scheduler(*args, **kwargs)
 
     def begin_step(self, batches: list[dict], items: torch.Tensor) -> torch.Tensor:
         """Told of a step's batches on the host, and how many items they hold; returns how many all processes have."""

@@ -21,6 +21,7 @@ import numpy as np
 from torch.utils.data import BatchSampler
 
 from . import hashing
+from .scoring_domain_canine import slots as model_slots
 
 WINDOW = 64  # global batches; at 512 names 75% or more of the slots are real, and a window takes milliseconds
 # Rows, 16 KB of names. From a cold disk single rows, blocks of 256, 1024, 4096 came at 0.14, 4.6, 42 and 60 M names/s.
@@ -45,11 +46,8 @@ def _keys(seed: int, epoch: int) -> _Keys:
 
 
 def slots(characters):
-    """Slots that the model computes for names of so many characters: [CLS], [SEP], two more, in whole molecules.
-
-    Of a number, or of an array of any integers as int64.
-    """
-    return (np.int64(characters) + 7) // 4 * 4
+    """As the model's, of a number, or of an array of any integers as int64."""
+    return model_slots(np.int64(characters))
 
 
 def cuts_by_slots(needed: np.ndarray, parts: int) -> np.ndarray:

@@ -78,6 +78,11 @@ def wide(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
+def slots(characters):
+    """What the model computes for names of so many: [CLS], [SEP], two more, in whole molecules."""
+    return (characters + 7) // 4 * 4
+
+
 def slots_at_once(device: torch.device) -> int:
     return SLOTS_ON_CPU if device.type == "cpu" else SLOTS
 
@@ -94,7 +99,7 @@ def by_length(
     order, start = sorted(range(len(names)), key=lambda index: -len(names[index])), 0
     while start < len(order):
         length = len(names[order[start]])
-        end = start + max(1, slots_at_once(device) // ((length + 5) // 4 * 4 * rows(length)))
+        end = start + max(1, slots_at_once(device) // (slots(length) * rows(length)))
         yield order[start:end]
         start = end
 

@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import socket
 import sys
 import warnings
 from pathlib import Path
@@ -14,6 +15,7 @@ from transformers.utils import logging as transformers_logging
 
 from . import checkpoints, reporting
 from .arguments import DataArguments, DomainTrainingArguments, ModelArguments
+from .errors import OwnError
 from .modeling_domain_canine import DomainCanineForMaskedLM
 from .run_file import refuse_changed_run, settings, write_run_file
 from .run_folder import RUN_FILE, RunFolder, agreed
@@ -77,6 +79,11 @@ def record(
         UserError: it has others, or the folder cannot be written.
     """
     now = settings(model_arguments, data_arguments, args, content)
+    if agreed(args, lambda: content) != content:
+        raise OwnError(
+            f"{socket.gethostname()} has other names than the main process: several machines need the same files, or a "
+            "prepared folder on a file system that they share"
+        )
     if checkpoint is not None and not args.allow_changed_run:
         refuse_changed_run(checkpoint, now)
     run.claim(lambda: write_run_file(args, now, data, checkpoint))

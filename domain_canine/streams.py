@@ -118,7 +118,8 @@ class StreamBatches(IterableDataset):
             self.positions = [Position(*position) for position in state["positions"]]
             self.next_worker = state["next_worker"]
             return
-        self.positions = [Position(1 + max(epoch for epoch, *_ in state["positions"]))] * self.workers
+        every = (json.loads(path.read_text()) for path in checkpoint.glob("stream-*.json"))  # ranks are not alike
+        self.positions = [Position(1 + max(epoch for each in every for epoch, *_ in each["positions"]))] * self.workers
         if self.rank == 0:
             before, now = (", ".join(f"{n} {what}" for what, n in of.items()) for of in (state["shares"], self._shares))
             print(

@@ -16,6 +16,7 @@ from . import checkpoints
 from .errors import UserError, first_line
 from .guards import poisoned
 from .masking import IGNORED
+from .meter import mean
 from .recorded import RecordedSteps, cut, largest_pass
 from .reporting import make_unfailing
 from .resumable import CANNOT_WRITE, EvaluationInterrupted, ResumableTrainer
@@ -38,7 +39,7 @@ class DomainTrainer(ResumableTrainer):
     def _get_num_items_in_batch(self, batch_samples, device):
         """Summed weights of the targets of a whole step, over micro-batches and ranks."""
         items = sum(target_weight(batch) for batch in batch_samples)
-        return self.begin_step(batch_samples, items.to(device, non_blocking=True))
+        return self.begin_step(batch_samples, self.on_the_way(items))
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         loss, outputs, nats, weight = losses(model, inputs, num_items_in_batch)
@@ -86,11 +87,12 @@ class DomainTrainer(ResumableTrainer):
     def log(self, logs, start_time=None):
         if "loss" in logs:
             # The Trainer's own entry is a mean of the steps' means.
-            nats, weight = self.since_log().tolist()
-            logs["loss"] = nats / weight if weight else float("nan")
+            logs["loss"] = self.meter.close(self.since_log())
             logs |= self.kind.of_loss(logs["loss"])
-            self.meter.since_log = torch.zeros(2)
-            logs["names_per_second"] = self.get_total_train_batch_size(self.args) / self.speed.seconds_a_step()
+            logs["names_per_second"] = self.bar.names_per_step / self.speed.seconds_a_step()
+        if "train_loss" in logs:
+            self.meter.close(self.since_log())
+            logs["train_loss"] = mean(self.meter.total)
         super().log(logs, start_time)
 
     # ---- evaluation
@@ -184,7 +186,6 @@ class DomainTrainer(ResumableTrainer):
 
 def losses(model, inputs: dict, items: torch.Tensor) -> tuple:
     """What to go back from, the outputs, and what the meter adds up: nats, and the weight of the targets."""
-    items = items.clamp(min=1)
     outputs = model(**inputs, num_items_in_batch=items)
     return poisoned(outputs.loss), outputs, (outputs.loss * items).detach(), target_weight(inputs)
 

@@ -126,6 +126,38 @@ def test_the_manifest_holds_sizes_and_digests_of_all_files(finished):
         assert told[name] == {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
+def test_files_in_folders_are_sealed_too(tmp_path):
+    """As those of low-rank updates are."""
+    (tmp_path / "lora").mkdir()
+    (tmp_path / "lora" / "adapter.safetensors").write_bytes(b"weights")
+    checkpoints.seal(tmp_path)
+    assert checkpoints.is_whole(tmp_path)
+    (tmp_path / "lora" / "adapter.safetensors").write_bytes(b"changed")
+    assert checkpoints.damage(tmp_path, digests=True) == "the content of lora/adapter.safetensors has changed"
+
+
+@pytest.mark.parametrize("greater", [False, True])
+def test_of_equal_evaluations_the_first_is_the_best(tmp_path, greater):
+    for step in (3, 6, 9):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        checkpoints.seal(tmp_path / f"checkpoint-{step}")
+    history = [{"eval_x": 2.0, "step": step} for step in (3, 6)] + [{"eval_x": 1.0 if greater else 3.0, "step": 9}]
+    assert checkpoints.best_evaluation(tmp_path, history, "eval_x", greater) == (2.0, 3)
+
+
+def test_a_checkpoint_whose_step_is_there_already_takes_its_place(tmp_path):
+    """Older ones could not be cleared away behind it, so that it is written once more."""
+    for content in ("before", "after"):
+        written = tmp_path / checkpoints.WRITING / "checkpoint-3"
+        written.mkdir(parents=True)
+        (written / "file").write_text(content)
+        checkpoints.seal(written)
+        checkpoints.move_in(written, tmp_path / "checkpoint-3")
+    assert (tmp_path / "checkpoint-3" / "file").read_text() == "after" and checkpoints.is_whole(
+        tmp_path / "checkpoint-3"
+    )
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "trainer_state.json"])
 def test_a_flipped_bit_is_found_before_a_resume(finished, tmp_path, capsys, name):
     for folder in ("checkpoint-9", "checkpoint-10"):

@@ -9,7 +9,7 @@ from conftest import ROOT
 
 from domain_canine import DomainCanineModel, check, cli, normalize_domain
 from domain_canine.errors import UserError
-from domain_canine.fill import LETTERS, fill, parse_pattern
+from domain_canine.fill import CHARACTERS, fill, parse_pattern
 from domain_canine.pretrained import build_tokenizer
 
 
@@ -57,7 +57,7 @@ def test_masks_are_revealed_one_by_one_in_order_of_confidence(model):
     assert sorted(position for position, _ in filled.steps) == [1, 4, 5]
     # By hand: the surest position first, then again with it revealed.
     ids = torch.tensor([[0xE000, *map(ord, "e"), 0xE003, *map(ord, "am"), 0xE003, 0xE003, *map(ord, "e.com"), 0xE001]])
-    allowed = [ord(letter) for letter in LETTERS]
+    allowed = [ord(letter) for letter in CHARACTERS]
     left = [2, 5, 6]
     with torch.no_grad():
         for position, candidates in filled.steps:
@@ -65,7 +65,7 @@ def test_masks_are_revealed_one_by_one_in_order_of_confidence(model):
             surest = max(left, key=lambda p: probabilities[p].max().item())
             assert surest == position + 1
             best = probabilities[surest].topk(3)
-            assert [LETTERS[i] for i in best.indices.tolist()] == [character for character, _ in candidates]
+            assert [CHARACTERS[i] for i in best.indices.tolist()] == [character for character, _ in candidates]
             assert candidates[0][1] == pytest.approx(best.values[0].item(), abs=1e-5)
             ids[0, surest] = ord(candidates[0][0])
             left.remove(surest)

@@ -14,7 +14,7 @@ from domain_canine import (
     pipeline_domain_canine,
     scoring_domain_canine,
 )
-from domain_canine.completion_domain_canine import ALPHABET, BadPattern, beam_search, complete, expand, sample
+from domain_canine.completion_domain_canine import NAME_CHARACTERS, BadPattern, beam_search, complete, expand, sample
 from domain_canine.pipeline_domain_canine import DomainCompletePipeline
 from domain_canine.scoring_domain_canine import encode, score_names
 
@@ -116,7 +116,7 @@ def names_of(loves, pattern, search, order):
 
 def all_names(form):
     places = [i for i, character in enumerate(form) if character == "?"]
-    for letters in itertools.product(ALPHABET, repeat=len(places)):
+    for letters in itertools.product(NAME_CHARACTERS, repeat=len(places)):
         name = list(form)
         for place, letter in zip(places, letters):
             name[place] = letter
@@ -161,7 +161,7 @@ def test_completions_are_ranked_by_the_score_and_left_out_if_known(model, monkey
 def test_a_beam_adds_up_what_each_step_says_of_what_is_allowed(config, mask):
     config.mask_code_point = mask
     model = DomainCanineForMaskedLM(config).eval()
-    letters = {0: ALPHABET[:36], 4: ALPHABET[:26]}
+    letters = {0: NAME_CHARACTERS[:36], 4: NAME_CHARACTERS[:26]}
 
     def shares(name, at):
         ids = torch.tensor([[0xE000, *(mask if character == "?" else ord(character) for character in name), 0xE001]])
@@ -229,14 +229,14 @@ def test_draws_are_the_models_probabilities(model, order):
     [ids] = encode(["exxmple.com"], model.device)
     ids[3] = model.config.mask_code_point
     with torch.no_grad():
-        logits = model(input_ids=ids[None]).logits[0, 3, [ord(letter) for letter in ALPHABET]]
+        logits = model(input_ids=ids[None]).logits[0, 3, [ord(letter) for letter in NAME_CHARACTERS]]
     for temperature, top_k in ((1.0, None), (0.5, None), (1.0, 3)):
         expected = (logits / temperature).softmax(-1)
         if top_k:
             expected = torch.where(logits >= logits.topk(top_k).values[-1], expected, 0)
             expected = expected / expected.sum()
         names = sample(model, ["ex?mple.com"] * 4000, order, temperature, top_k, [random.Random(1)] * 4000)
-        shares = torch.tensor([sum(name[2] == letter for name in names) / 4000 for letter in ALPHABET])
+        shares = torch.tensor([sum(name[2] == letter for name in names) / 4000 for letter in NAME_CHARACTERS])
         assert (shares - expected).abs().max() < 0.035
         assert set(map(len, names)) == {11}
 

@@ -24,6 +24,8 @@ def test_flags_reach_the_collator_and_the_batches(tmp_path, names_file, config):
     expected = DataCollatorForCodePointMasking(0.3, 0.5, 0.2, 2, "mlm", 0xE123, 128, 9)
     assert collator == expected
     assert build_collator(DataArguments(objective="any_order"), args, config).objective == "any_order"
+    args.data_seed = 4
+    assert build_collator(data, args, config).seed == 4
     train, validation, _ = build_batches(data, args, collator)
     assert (train.plan.global_batch, train.plan.micro_steps, train.plan.seed) == (12, 3, 9)
     assert validation.plan.global_batch == 7 and validation.collator.mask_code_point == 0xE123

@@ -181,6 +181,11 @@ def test_a_stream_reads_smaller_batches(tmp_path):
     with_memory_for(trainer, 10)
     fit_batch(trainer)
     assert trainer.train_dataset.batch_size == 8 and trainer.tried == [(16, 42), (8, 42), (8, 42)]
+    trainer.args.per_device_train_batch_size = 25  # in halves of 13 a step would be of 26
+    with pytest.raises(UserError, match="25 names of a stream are too many .* power of two"):
+        with_memory_for(trainer, 7)
+        trainer.streamed = True
+        fit_batch(trainer)
 
 
 def test_a_model_that_fits_nowhere_is_told_and_other_errors_are_not_swallowed(tmp_path):

@@ -1,17 +1,21 @@
 """The run folder: held by one run, and telling how the latest one ended."""
 
+import errno
 import json
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
+import torch
 from conftest import ROOT
 from test_run import QUICK, call_main
 
-from domain_canine import run_folder
-from domain_canine.errors import UserError
+from domain_canine import run_folder, startup
+from domain_canine.errors import UserError, run
+from domain_canine.guards import out_of_memory
 from domain_canine.run_file import _same
 from domain_canine.run_folder import LAST_EXIT, RUN_FILE, RunFolder, refuse_foreign_folder
 
@@ -209,3 +213,38 @@ def test_a_path_is_the_same_however_it_is_spelled_from_where_its_run_was_started
         assert _same("names.txt", now, there) and _same("~/a/names.txt", now, there)
     assert not _same("names.txt", str(tmp_path / "b" / "names.txt"), there)
     assert not _same("none.txt", "names.txt", there) and not _same(3, 4, there) and not _same(None, "names.txt", there)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_an_error_of_one_process_alone_is_told_by_it(monkeypatch, capsys, rank):
+    """The others lose it, and fail for that: by what they say nobody knows why."""
+
+    def told(error):
+        def main():
+            raise error
+
+        with pytest.raises(SystemExit) as left:
+            run(main)
+        assert left.value.code == 2
+        return capsys.readouterr().err
+
+    monkeypatch.setenv("LOCAL_RANK", str(rank))
+    monkeypatch.setattr("sys.stderr", sys.stderr)  # which run replaces
+    args = SimpleNamespace(per_device_train_batch_size=4, gradient_accumulation_steps=1, per_device_eval_batch_size=4,
+                           output_dir="none", records_steps=False, device="cuda:1")  # fmt: skip
+    assert "the memory of cuda:1 is out" in told(out_of_memory(torch.OutOfMemoryError("CUDA out of memory."), args))
+    assert ("error: of all" in told(UserError("of all"))) == (rank == 0)
+    assert ("no space is left" in told(OSError(errno.ENOSPC, "No space left on device"))) == (rank == 0)
+
+
+@pytest.mark.parametrize("alike", [True, False])
+def test_machines_with_other_names_do_not_train_together(tmp_path, monkeypatch, alike):
+    """Each would take its own for its share of the same names."""
+    monkeypatch.setattr("domain_canine.startup.agreed", lambda args, decide: decide() if alike else "the main one's")
+    monkeypatch.setattr("domain_canine.startup.settings", lambda *args: {})
+    claimed = []
+    folder = SimpleNamespace(claim=claimed.append)
+    how = nullcontext() if alike else pytest.raises(UserError, match="has other names than the main process: .* share")
+    with how:
+        startup.record(folder, SimpleNamespace(), None, None, "content", None, {})
+    assert len(claimed) == alike

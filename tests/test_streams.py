@@ -169,20 +169,23 @@ def test_a_reader_without_names_says_so_without_a_traceback(tmp_path, monkeypatc
     assert "Traceback" not in str(told.value)
 
 
-@pytest.mark.parametrize(("flags", "steps", "every"), [
-    ({}, 3 * (8_000 // 64), 8_000 // 64),
-    ({"max_steps": 50}, 50, 50),
-    ({"save_steps": 7}, 3 * (8_000 // 64), 8_000 // 64),
-    ({"eval_strategy": "steps", "eval_steps": 7}, 3 * (8_000 // 64), 7),
+@pytest.mark.parametrize(("flags", "wanted", "steps", "every"), [
+    ({}, None, 3 * (8_000 // 64), 8_000 // 64),
+    ({}, 99_000, 3 * (8_000 // 64), 8_000 // 64),
+    ({}, 1_000, 3 * (800 // 64), 800 // 64),
+    ({"num_train_epochs": 0.001}, None, 1, 1),
+    ({"max_steps": 50}, None, 50, 50),
+    ({"save_steps": 7}, None, 3 * (8_000 // 64), 8_000 // 64),
+    ({"eval_strategy": "steps", "eval_steps": 7}, None, 3 * (8_000 // 64), 7),
 ])  # fmt: skip
-def test_a_stream_takes_its_length_from_the_metadata(tmp_path, monkeypatch, config, flags, steps, every):
+def test_a_stream_takes_its_length_from_the_metadata(tmp_path, monkeypatch, config, flags, wanted, steps, every):
     source = write(tmp_path, NAMES)
     source.count = lambda: 10_000
     monkeypatch.setattr("domain_canine.data.open_stream", lambda *args: source)
     args = DomainTrainingArguments(
-        output_dir=str(tmp_path), num_train_epochs=3, per_device_train_batch_size=32, use_cpu=True, **flags
+        output_dir=str(tmp_path), per_device_train_batch_size=32, use_cpu=True, **{"num_train_epochs": 3} | flags
     )
-    data = DataArguments(dataset="some/names", streaming=True, validation_split=0.2)
+    data = DataArguments(dataset="some/names", streaming=True, validation_split=0.2, num_samples=wanted)
     build_batches(data, args, build_collator(data, args, config))
     assert (args.max_steps, args.eval_steps, args.eval_strategy.value) == (steps, every, "steps")
 
@@ -289,6 +292,13 @@ def test_with_other_readers_the_pass_starts_over_and_that_is_said(tmp_path, caps
         "by 1 ranks, 2 workers, 2 names a batch, 1 files; now by 3 ranks, 1 workers, 2 names a batch, 1 files: its pass"
     )
     assert said.count("\n") == 1 and told in said
+    ahead = make_stream(source, 1, 2)
+    ahead.positions = [(4, 0, 0, 0)]
+    ahead.save(tmp_path)  # by a rank with shorter files; of all passes those after it alone are new
+    late = make_stream(source)
+    late.resume(tmp_path)
+    assert late.positions == [(5, 0, 0, 0)]
+    (tmp_path / "stream-1.json").unlink()
     for other in (make_stream(source, workers=2, batch_size=3), make_stream(write(tmp_path, NAMES, 2), workers=2)):
         other.resume(tmp_path)
         assert other.positions == [(1, 0, 0, 0)] * 2

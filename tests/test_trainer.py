@@ -1,6 +1,8 @@
 """Whole runs compared: accumulation, resume, checkpoints, the best model, exact figures."""
 
 import math
+import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,9 +16,12 @@ from domain_canine import (
     DomainCanineModel,
 )
 from domain_canine.batches import NameBatches
+from domain_canine.callbacks import Speed
+from domain_canine.errors import UserError
 from domain_canine.masking import IGNORED
 from domain_canine.sample import sample_names
 from domain_canine.table import table_of
+from domain_canine.trainer import losses, target_weight
 
 
 def test_accumulation_does_not_change_the_losses(tmp_path):
@@ -174,6 +179,106 @@ def test_any_order_runs_and_its_loss_is_a_bound_per_character(tmp_path):
         sums += (nats.sum(1) * batch["loss_weights"]).sum().item()
         characters += (batch["attention_mask"].sum() - 2 * len(nats)).item()
     assert entries(trainer, "eval_loss")[-1] == pytest.approx(sums / characters, rel=1e-5)
+
+
+def test_a_training_loss_of_any_order_is_weighted(tmp_path):
+    trainer = make_trainer(tmp_path, objective="any_order", num_train_epochs=1, dropout=0.0, learning_rate=1e-12)
+    trainer.train()
+    for step, told in enumerate(entries(trainer, "loss")):
+        sums = torch.zeros(2)
+        for micro_step in (2 * step, 2 * step + 1):
+            batch = trainer.train_dataset[0, micro_step]
+            weights = batch.pop("loss_weights")[:, None] * (batch["labels"] != IGNORED)
+            with torch.no_grad():
+                logits = trainer.model(**{name: each for name, each in batch.items() if name != "labels"}).logits
+            nats = torch.nn.functional.cross_entropy(logits.transpose(1, 2), batch["labels"], reduction="none")
+            sums += torch.stack([(nats * weights).sum(), weights.sum()])
+        assert told == pytest.approx((sums[0] / sums[1]).item(), rel=1e-4)
+
+
+def test_the_loss_of_the_whole_run_is_of_all_its_characters(finished, tmp_path, monkeypatch):
+    """Not a mean of means, nor NaN for a step that was skipped; a resume goes on with the sums."""
+    [expected] = entries(finished, "train_loss")
+    sums = torch.zeros(2, dtype=torch.float64)
+    for step, loss in enumerate(entries(finished, "loss")):
+        batches = [finished.train_dataset[step // 5, step % 5 * 2 + micro] for micro in (0, 1)]
+        targets = sum(int((batch["labels"] != IGNORED).sum()) for batch in batches)
+        sums += torch.tensor([loss * targets, targets], dtype=torch.float64)
+    assert expected == pytest.approx((sums[0] / sums[1]).item(), rel=1e-6)
+    shutil.copytree(Path(finished.args.output_dir) / "checkpoint-6", tmp_path / "checkpoint-6")
+    resumed = make_trainer(tmp_path, save_steps=3, logging_steps=4)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
+    assert entries(resumed, "train_loss")[-1] == pytest.approx(expected, rel=1e-6)
+    skipping = make_trainer(tmp_path / "skips", max_skipped_steps=1)
+    step = skipping.training_step
+    lost = iter([0.0, float("nan")])
+    monkeypatch.setattr(
+        skipping,
+        "compute_loss",
+        lambda *args, **kwargs: type(skipping).compute_loss(skipping, *args, **kwargs) * (1 + next(lost, 0.0)),
+    )
+    skipping.train()
+    assert step and skipping.finite.skipped == 1 and math.isfinite(entries(skipping, "train_loss")[0])
+
+
+def test_small_weights_make_no_smaller_step(tmp_path):
+    """Class weights may be far below 1: a loss is divided by their sum, whatever it is."""
+    trainer = make_trainer(tmp_path, dropout=0.0)
+    batch = dict(trainer.train_dataset[0, 0])
+    found = []
+    for weight in (1.0, 1e-4):
+        batch["loss_weights"] = torch.full((len(batch["labels"]),), weight)
+        items = target_weight(batch)
+        found.append(losses(trainer.model.eval(), dict(batch), items)[0].item())
+    assert found[1] == pytest.approx(found[0], rel=1e-5)
+
+
+def test_names_a_second_are_those_of_the_step(tmp_path):
+    """Which may have fewer than its micro-steps have room for; evaluations and checkpoints are not its time."""
+    trainer = make_trainer(tmp_path, per_device_train_batch_size=5, gradient_accumulation_steps=1)
+    trainer.args.per_device_train_batch_size, trainer.args.gradient_accumulation_steps = 3, 2
+    trainer.speed.seconds_a_step = lambda: 0.5
+    logs = {"loss": 1.0}
+    trainer.log(logs)
+    assert logs["names_per_second"] == 10
+
+
+def test_evaluations_and_checkpoints_are_not_the_time_of_a_step(monkeypatch):
+    clock = iter([0.0, 1.0, 2.0, 52.0, 53.0, 93.0, 94.0, 94.0])
+    monkeypatch.setattr("domain_canine.callbacks.time.monotonic", lambda: next(clock))
+    speed = Speed()
+    speed.on_train_begin(None, None, None)
+    for event in ("on_step_end", "on_step_end", "on_evaluate", "on_step_end", "on_save", "on_step_end"):
+        getattr(speed, event)(None, None, None)
+    assert speed.seconds_a_step() == 1.0
+
+
+def test_workers_of_an_evaluation_end_with_it(tmp_path):
+    trainer = make_trainer(tmp_path, dataloader_num_workers=1)
+    assert trainer.get_train_dataloader().persistent_workers
+    assert not trainer.get_eval_dataloader().persistent_workers
+
+
+def test_copies_are_waited_for_but_on_cuda(tmp_path):
+    """MPS copies later, out of memory that may be another's then."""
+    trainer, asked = make_trainer(tmp_path), []
+    data = SimpleNamespace(to=lambda device, non_blocking: asked.append((device.type, non_blocking)))
+    for kind in ("cuda", "mps", "cpu"):
+        trainer.on_the_way.__func__(SimpleNamespace(args=SimpleNamespace(device=torch.device(kind))), data)
+    assert asked == [("cuda", True), ("mps", False), ("cpu", False)]
+
+
+@pytest.mark.parametrize(
+    "flags, told",
+    [
+        ({"adam_beta1": 2.0}, "--optim, or its numbers: Invalid beta"),
+        ({"optim": "galore_adamw"}, "--optim, or its numbers: .*galore"),
+        ({"lr_scheduler_type": "polynomial", "learning_rate": 1e-8}, "--lr_scheduler_type, or its numbers: .*1e-07"),
+    ],
+)
+def test_an_optimiser_that_cannot_be_made_is_one_message(tmp_path, flags, told):
+    with pytest.raises(UserError, match=told):
+        make_trainer(tmp_path, **flags).train()
 
 
 def test_an_evaluation_is_of_the_weights_that_an_optimiser_keeps_for_it(tmp_path):
