@@ -1,5 +1,6 @@
 """``python -m domain_canine classify``: names in, classes or numbers out."""
 
+from .errors import UserError
 from .score import add_rows_arguments
 
 
@@ -21,9 +22,14 @@ def command(arguments) -> int:
 
     rows = read_rows(arguments.inputs, arguments.dataset_column, arguments.output)
     model = load_for_use(arguments.model, DomainCanineForSequenceClassification, arguments.bf16)
+    if model.config.problem_type == "multi_label_classification":
+        raise UserError(
+            f"{arguments.model!r} gives each name several labels, and this command tells one; in Python, "
+            "pipeline('text-classification', ..., top_k=None) tells all"
+        )
     answers = [("number", pa.float64())]
     classes = []
-    if model.config.problem_type != "regression":
+    if model.config.problem_type != "regression" and model.config.num_labels > 1:
         classes = [model.config.id2label[index] for index in range(model.config.num_labels)]
         answers = [("label", pa.string()), ("probability", pa.float64())]
         answers += [(f"p_{name}", pa.float64()) for name in classes] if arguments.all else []

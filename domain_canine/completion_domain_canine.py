@@ -127,7 +127,7 @@ def _lengths(pattern, label, least, most):
         return
     known = len(label) - stars
     if known > most:
-        raise BadPattern(f"{pattern!r}: {label!r} has {known} characters already, more than {most}")
+        raise BadPattern(f"{pattern!r}: {label!r} is to have {most} characters at most, and has {known} already")
     pieces = label.split("*")
     for unknown in range(max(least - known, 0), most - known + 1):
         # All ways to deal out the unknown characters; where stars stand side by side they are the same.

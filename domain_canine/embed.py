@@ -1,7 +1,5 @@
 """``python -m domain_canine embed``: names in, vectors out."""
 
-import sys
-
 from .score import add_rows_arguments
 
 
@@ -27,7 +25,7 @@ def command(arguments) -> int:
     from .stopping import StopRequest
     from .vectors import VectorTable
 
-    table, bad = VectorTable(arguments.output, arguments.overwrite), 0
+    table = VectorTable(arguments.output, arguments.overwrite)
     rows = read_rows(arguments.inputs, arguments.dataset_column, arguments.output)
     model = load_encoder_for_use(arguments.model, arguments.bf16)
     # SIGTERM ends it as Ctrl-C does: the table is closed.
@@ -35,9 +33,5 @@ def command(arguments) -> int:
         for block in rows:
             vectors = embed_names(model, block.valid, arguments.pooling, arguments.normalize).numpy()
             table.write_vectors(block, vectors)
-            bad += len(block.names) - len(vectors)
-    if bad:
-        kept = "NaN" if table.is_array else "without an embedding, with a reason"
-        print(f"{bad:,} of {table.rows:,} rows are no names: {kept}", file=sys.stderr)
     table.tell()
     return 0

@@ -27,6 +27,7 @@ def command(arguments) -> int:
 
     from . import hub
     from .model_card import write_model_card
+    from .run_record import read_record
     from .sharing import refuse_public, to_upload, upload_command, upload_folder
 
     folder, name = user_path(arguments.model), arguments.repo_id
@@ -35,7 +36,7 @@ def command(arguments) -> int:
     except HFValidationError as error:
         raise UserError(f"--repo_id {name!r} is no name of a repository; write owner/name ({error})") from error
     check_model(folder)
-    write_model_card(folder, name)  # what is wrong with the folder shows before a repository is made
+    read_record(folder)  # what is wrong with it shows before a repository is made
 
     api = HfApi()
 
@@ -46,8 +47,7 @@ def command(arguments) -> int:
     later = f"\n  Later: {upload_command(arguments.model, name, not arguments.public)}"
     try:
         repository, private = hub.insist(create)
-        if repository != name:  # the owner was left to the Hub
-            write_model_card(folder, repository)
+        write_model_card(folder, repository)  # of which the owner may be left to the Hub
         told = ", ".join(to_upload(folder))
         print(f"to the {'private' if private else 'public'} repository {repository}: {told}", file=sys.stderr)
         print(hub.insist(lambda: upload_folder(folder, repository)))

@@ -291,6 +291,8 @@ class DomainCanineForSequenceClassification(DomainCaninePreTrainedModel):
         if labels is not None:
             each = self._losses(logits, labels)
             weights = torch.ones_like(each) if loss_weights is None else loss_weights.to(each.dtype)
+            if self.config.problem_type == "single_label_classification":
+                weights = weights * (labels.reshape(-1) != IGNORED)
             items = weights.sum() if num_items_in_batch is None else num_items_in_batch
             loss = (each * weights).sum() / items
         return SequenceClassifierOutput(
@@ -304,6 +306,7 @@ class DomainCanineForSequenceClassification(DomainCaninePreTrainedModel):
             whole = not labels.is_floating_point()
             several = "single_label_classification" if whole else "multi_label_classification"
             problem = "regression" if self.config.num_labels == 1 else several
+            self.config.problem_type = problem  # as stock heads; pipelines tell by it what outputs are
         if problem == "single_label_classification":
             return F.cross_entropy(logits, labels.reshape(-1), reduction="none")
         labels = labels.float().view_as(logits)

@@ -38,6 +38,8 @@ class _OfBlocks(Pipeline):
         """A text -> its result; a list -> a list; any other iterable -> an iterator that reads as it goes."""
         if isinstance(inputs, str):
             return next(self._each([inputs], parameters))
+        if hasattr(inputs, "__getitem__") and not isinstance(inputs, Iterable):  # as transformers' KeyDataset
+            inputs = map(inputs.__getitem__, range(len(inputs)))
         if not isinstance(inputs, Iterable):
             raise TypeError(f"{self.task} takes a text or texts, not {inputs!r}")
         results = self._each(inputs, parameters)

@@ -73,6 +73,7 @@ def build_model(arguments: ModelArguments, objective: str = "mlm") -> DomainCani
         model.config.mask_code_point = code_point(arguments.mask_code_point)
     model.config.auto_map, model.config.custom_pipelines = dict(AUTO_MAP), dict(PIPELINES)
     model.config.objective = objective
+    model.config.pooling = "mean"  # of a classifier that stands on this: the pooled [CLS] is not trained here
     return model
 
 
@@ -174,7 +175,9 @@ def load_model(
 
 
 def _cannot_load(name, error):
-    if Path(name).is_dir():
+    if (Path(name) / "model.onnx").is_file():
+        then = "It is an ONNX export: give the folder that it was made of."
+    elif Path(name).is_dir():
         then = "The folder is damaged, or not the whole of it: copy it once more, or take another checkpoint."
     else:
         then = (

@@ -210,7 +210,8 @@ def _header(name: str, wanted: str | None, label: str | None) -> tuple[str, int,
     columns = next(csv.reader([first], delimiter=delimiter), [])
     names = [column for column in columns if is_domain(column)]
     if names and (wanted is None or is_domain(wanted)):
-        raise BadInput(f"{name!r} has no header, its first row has {names[0]!r}; add one, or call the file .txt")
+        then = "add one, or call the file .txt" if len(columns) == 1 else "add one"
+        raise BadInput(f"{name!r} has no header, its first row has {names[0]!r}; {then}")
     return delimiter, len(columns), [*map(columns.index, _choose_columns(columns, wanted, label, repr(name)))]
 
 

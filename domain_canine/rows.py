@@ -5,6 +5,7 @@ import io
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain
@@ -18,6 +19,7 @@ from tqdm import tqdm
 
 from .cleaning import normalize_lines
 from .errors import UserError, first_line
+from .manifest import listed
 from .normalization_domain_canine import MAX_NAME
 from .paths import user_path
 from .readers import Block, checked, kind_of, text_blocks
@@ -156,9 +158,11 @@ class Table:
     """
 
     suffixes = (".csv", ".jsonl", ".parquet")
+    in_place_of_names = "the reason stands beside"
 
     def __init__(self, path: str | None, schema: pa.Schema, overwrite: bool = False):
-        self.path, self.schema, self.rows = None if path is None else user_path(path), schema, 0
+        self.path, self.schema = None if path is None else user_path(path), schema
+        self.rows, self.reasons = 0, Counter()  # why rows are no names
         self._suffix = self.path.suffix if self.path else ".csv"
         if self._suffix not in self.suffixes:
             *all_but_last, last = self.suffixes
@@ -196,6 +200,7 @@ class Table:
             self._write(columns)
             self._file.flush()
         self.rows += len(next(iter(columns.values())))
+        self.reasons.update(reason for reason in columns.get("reason", ()) if reason)
 
     def _write(self, columns):
         if self._suffix == ".parquet":
@@ -214,7 +219,10 @@ class Table:
         self._file.write(text.getvalue().encode())
 
     def tell(self) -> None:
-        """Say where the rows are, unless they have just been seen."""
+        """Say where the rows are, unless they have just been seen; and how many are no names."""
+        if self.reasons:
+            bad = f"{self.reasons.total():,} of {self.rows:,} rows are no names ({listed(self.reasons)})"
+            print(f"{bad}: {self.in_place_of_names}", file=sys.stderr)
         if self.path:
             print(f"{self.rows:,} rows in {self.path}", file=sys.stderr)
 

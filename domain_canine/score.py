@@ -1,5 +1,7 @@
 """``python -m domain_canine score``: names in, scores out."""
 
+import sys
+
 from .errors import UserError
 
 
@@ -52,6 +54,9 @@ def command(arguments) -> int:
     table = Table(arguments.output, pa.schema(fields), arguments.overwrite)
     rows = read_rows(arguments.inputs, arguments.dataset_column, arguments.output)
     model = load_for_use(arguments.model, bf16=arguments.bf16)
+    if arguments.orders and model.config.objective == "mlm":
+        told = "is what models of --objective any_order learn; this one was trained with mlm"
+        print(f"warning: --orders {arguments.orders} {told}", file=sys.stderr)
     # SIGTERM ends it as Ctrl-C does: the table is closed.
     with StopRequest(), table, with_progress(rows) as rows:
         for block in rows:

@@ -18,6 +18,8 @@ class VectorTable(Table):
     def __init__(self, path: str | None, overwrite: bool = False):
         super().__init__(path, pa.schema([]), overwrite)
         self.is_array = self._suffix == ".npy"
+        if self.is_array:
+            self.in_place_of_names = "NaN"
 
     def of_width(self, width: int) -> "VectorTable":
         """The same, ready to be entered: its vectors have so many numbers."""

@@ -19,6 +19,7 @@ from domain_canine import (
     DomainCanineForMaskedLM,
     DomainCanineForSequenceClassification,
     checkpoints,
+    cli,
 )
 from domain_canine.arguments import Parser
 from domain_canine.classification import LabelFigures
@@ -54,6 +55,20 @@ def files(tmp_path_factory):
         file.write("domain,label,length\n")
         file.writelines(f"{name},{name[-3:]},{100 * len(name)}\n" for name in names)
     return folder
+
+
+def test_a_head_that_was_trained_elsewhere_is_told_by_its_kind(files, tmp_path, capfd):
+    """One output is a number, whatever the configuration says; several labels a name are none of this command's."""
+    for problem, labels in ((None, 1), ("multi_label_classification", 3)):
+        model = load_model(
+            str(files / "model"), kind=DomainCanineForSequenceClassification, num_labels=labels, problem_type=problem
+        )
+        model.save_pretrained(tmp_path / str(labels))
+    assert cli.main(["classify", str(tmp_path / "1"), "example.com", "--all"]) == 0
+    head, row = capfd.readouterr().out.splitlines()
+    assert head == "input,name,number,reason" and row.startswith("example.com,example.com,")
+    with pytest.raises(UserError, match="several labels, and this command tells one"):
+        cli.main(["classify", str(tmp_path / "3"), "example.com"])
 
 
 def parse(files, *flags):
@@ -141,8 +156,6 @@ def test_a_run_learns_and_leaves_a_model_that_loads_by_itself(files, tmp_path, m
 
 
 def test_the_command_tells_classes_and_numbers_of_every_line(files, tmp_path, capsys):
-    from domain_canine import cli
-
     lines = ["Example.com", "no name", "b.net", ""]
     (tmp_path / "names.txt").write_text("\n".join(lines) + "\nc.org\n")
     arguments, data, _ = parse(files)

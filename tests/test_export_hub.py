@@ -144,8 +144,10 @@ def test_what_the_hub_refuses_is_one_message(run, serve, at, status):
 
 def test_a_hub_that_is_away_is_one_message_with_the_command_for_later(run, closed, at):
     at(closed)
+    card = (run / "README.md").read_bytes()
     with pytest.raises(UserError, match=r"not reachable .*nothing is uploaded") as told:
         export(run, "--public")
+    assert (run / "README.md").read_bytes() == card  # whose code would name a repository that is not there
     later = f"Later: python -m domain_canine export hub {run} --repo_id someone/names --public"
     assert str(told.value).endswith(later)
 

@@ -211,6 +211,18 @@ def test_a_checkpoint_without_a_weight_of_the_encoder_is_refused(tmp_path, model
         load_model(str(tmp_path / "ours"))
 
 
+def test_a_classifier_of_a_pretrained_folder_stands_on_what_was_trained(tmp_path):
+    build_model(ModelArguments(model_size="tiny")).save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["pooling"] == "mean"
+
+
+def test_an_onnx_export_is_told_to_be_one(tmp_path, model):
+    model.config.save_pretrained(tmp_path)
+    (tmp_path / "model.onnx").touch()
+    with pytest.raises(UserError, match="It is an ONNX export: give the folder that it was made of"):
+        load_model(str(tmp_path))
+
+
 def test_what_is_wrong_with_a_folder_is_told_of_the_folder(tmp_path, model):
     model.save_pretrained(tmp_path / "whole")
     (tmp_path / "whole" / "model.safetensors").write_bytes(b"no weights")

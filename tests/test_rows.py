@@ -80,6 +80,21 @@ def test_every_line_is_a_row_in_order_with_its_reason(folder, lines, tmp_path):
             assert numbers == pytest.approx(other["characters"] or [], rel=1e-5)
 
 
+def test_rows_that_are_no_names_are_counted(folder, lines, capfdbinary):
+    """A column that holds none would look like success."""
+    assert call("score", folder, lines) == 0
+    told = b"5 of 8 rows are no names (empty 1, one label 1, url 1, comment 1, ip address 1): the reason stands beside"
+    assert told in capfdbinary.readouterr().err
+    assert call("score", folder, "example.com") == 0
+    assert b"no names" not in capfdbinary.readouterr().err
+
+
+def test_orders_of_a_model_that_has_not_learnt_them_are_warned_of(folder, capfdbinary):
+    for flags, warned in (((), False), (("--orders", "0"), False), (("--orders", "2"), True)):
+        assert call("score", folder, "example.com", *flags) == 0
+        assert (b"warning: --orders 2" in capfdbinary.readouterr().err) == warned
+
+
 def rounded(table: bytes) -> list[dict]:
     """Its rows; a process with other threads adds in another order."""
     rows = list(csv.DictReader(table.decode().splitlines()))

@@ -122,10 +122,12 @@ STRANGER = """
 import json, sys
 sys.modules["domain_canine"] = None
 from transformers import pipeline
+from transformers.pipelines.pt_utils import KeyDataset
 score = pipeline("domain-score", model=sys.argv[1], trust_remote_code=True)
 told = {
     "one": score("Example.com"), "list": score(["example.com", "nope", "b\\u00fccher.de"]),
     "stream": [row["name"] for row in score(f"{i}.com" for i in range(3))],
+    "keys": [row["name"] for row in score(KeyDataset([{"at": "a.com"}, {"at": "b.org"}], "at"))],
     "orders": score("example.com", orders=2), "method": score.model.score(["example.com"])[0].log_probability,
 }
 complete = pipeline("domain-complete", model=sys.argv[1], trust_remote_code=True)
@@ -152,7 +154,7 @@ def test_the_pipelines_come_with_a_checkpoint(tmp_path):
     assert told["one"]["characters"] == pytest.approx(expected.characters, abs=1e-4)
     assert [row["reason"] for row in told["list"]] == [None, "one_label", None]
     assert told["list"][1]["log_probability"] is None and told["list"][2]["name"] == "xn--bcher-kva.de"
-    assert told["stream"] == ["0.com", "1.com", "2.com"]
+    assert told["stream"] == ["0.com", "1.com", "2.com"] and told["keys"] == ["a.com", "b.org"]
     assert told["orders"]["log_probability"] != told["one"]["log_probability"]
     assert told["method"] == pytest.approx(expected.log_probability, abs=1e-4)
     assert len(told["complete"]) == 3 and all(row["name"].endswith("mple.com") for row in told["complete"])
