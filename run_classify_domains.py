@@ -8,18 +8,22 @@ Every flag, with its default: python run_classify_domains.py --help
 """
 
 import os
+import signal
 import sys
 
 PARENT = os.getppid()  # before all that takes seconds: a launcher may die meanwhile
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # nor does Ctrl-C want a traceback of imports
 
 from domain_canine import reporting, startup
-from domain_canine.arguments import LONGEST_INPUT, Parser
+from domain_canine.arguments import LONGEST_INPUT
 from domain_canine.classification import LabelFigures, import_sklearn
 from domain_canine.classifier import ClassifierTrainer, build_classifier, class_weights
 from domain_canine.classify_arguments import ClassifierArguments, ClassifyDataArguments, ClassifyTrainingArguments
 from domain_canine.errors import run
 from domain_canine.labelled import build_batches, load_labelled, positive_index
 from domain_canine.model_card import write_card
+from domain_canine.parser import Parser
 from domain_canine.predictions import write_report
 from domain_canine.pretrained import build_tokenizer
 from domain_canine.run_folder import RunFolder

@@ -8,15 +8,19 @@ Every flag, with its default: python run_mlm_domains.py --help
 """
 
 import os
+import signal
 import sys
 
 PARENT = os.getppid()  # before all that takes seconds: a launcher may die meanwhile
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # nor does Ctrl-C want a traceback of imports
 
 from domain_canine import reporting, startup
-from domain_canine.arguments import DataArguments, DomainTrainingArguments, ModelArguments, Parser
+from domain_canine.arguments import DataArguments, DomainTrainingArguments, ModelArguments
 from domain_canine.data import build_batches, build_collator
 from domain_canine.errors import run
 from domain_canine.model_card import write_card
+from domain_canine.parser import Parser
 from domain_canine.pretrained import build_model, build_tokenizer
 from domain_canine.run_folder import RunFolder
 from domain_canine.sharing import push_to_hub

@@ -22,13 +22,13 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.launched import Launched
-from domain_canine.arguments import Parser
 from domain_canine.classification import class_figures
 from domain_canine.classify_arguments import ClassifierArguments, ClassifyDataArguments, ClassifyTrainingArguments
 from domain_canine.cleaning import normalize_lines
 from domain_canine.errors import run
 from domain_canine.labelled import LabelledNames, groups, load_labelled, positive_index
 from domain_canine.normalization_domain_canine import MAX_NAME
+from domain_canine.parser import Parser
 from domain_canine.readers import read
 
 FIGURES = ("macro_f1", "auc", "recall_at_fpr_0.01", "recall_at_fpr_0.001", "accuracy")

@@ -1,15 +1,11 @@
 """Every flag of the training command. The defaults are the published run; hardware has its own files."""
 
-import difflib
-import json
 import os
-from dataclasses import dataclass, field, fields
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-import yaml
-from transformers import HfArgumentParser, TrainingArguments
+from transformers import TrainingArguments
 from transformers.training_args import OptimizerNames
 
 from .errors import UserError
@@ -270,7 +266,8 @@ class DomainTrainingArguments(TrainingArguments):
             os.environ["ACCELERATE_MIXED_PRECISION"] = "no" if self.precision == "fp32" else self.precision
         self._choose_workers()
         if self.use_wandb:
-            self.report_to = ["wandb"]
+            others = [self.report_to] if isinstance(self.report_to, str) else self.report_to or []
+            self.report_to = ["wandb", *(each for each in others if each not in ("wandb", "none"))]
         if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not torch.cuda.is_available():
             # Processes that see no GPU would be a run of its own each, all in the same folder.
             self.use_cpu = True
@@ -297,6 +294,8 @@ class DomainTrainingArguments(TrainingArguments):
         if self.no_mixed_precision and (self.bf16 or self.fp16):
             raise UserError("--no_mixed_precision and --bf16 or --fp16 contradict each other; give one of them")
         if self.use_cpu or launcher_says("CPU") or not torch.cuda.is_available():
+            if self.fp16:
+                raise UserError("--fp16 is for CUDA, and this run is on a CPU, or a GPU of another kind; leave it out")
             return
         if not (self.no_mixed_precision or self.bf16 or self.fp16):
             self.bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
@@ -344,54 +343,3 @@ class DomainTrainingArguments(TrainingArguments):
 def launcher_says(name: str) -> bool:
     """Whether ``accelerate launch`` was told to use it."""
     return os.environ.get(f"ACCELERATE_USE_{name}", "").lower() in ("true", "1", "yes")
-
-
-class Parser(HfArgumentParser):
-    """Flags of several dataclasses; unknown ones fail with the nearest name, and every error is a UserError."""
-
-    def __init__(self, dataclass_types, **kwargs):
-        super().__init__(dataclass_types, allow_abbrev=False, **kwargs)
-
-    def error(self, message: str):
-        raise UserError(f"{message}\n  --help lists every flag")
-
-    def parse(self, arguments: list[str]) -> tuple:
-        """The dataclasses, from flags; or from a YAML or JSON file of flag names and values, and flags after it."""
-        if arguments and Path(arguments[0]).suffix in (".yaml", ".yml", ".json"):
-            arguments = self._from_file(Path(arguments[0])) + arguments[1:]
-        namespace, unknown = self.parse_known_args(arguments)
-        if unknown:
-            raise UserError(self._unknown(unknown[0]))
-        values = vars(namespace)
-        return tuple(
-            kind(**{each.name: values[each.name] for each in fields(kind) if each.init})
-            for kind in self.dataclass_types
-        )
-
-    def _unknown(self, argument: str) -> str:
-        if not argument.startswith("-"):
-            return f"unexpected argument {argument!r}; quote a glob, and put a file of arguments first"
-        name = argument.split("=")[0]
-        near = difflib.get_close_matches(name, self._option_string_actions, n=1)
-        return f"unknown flag {name}" + (f"; did you mean {near[0]}?" if near else "; --help lists every flag")
-
-    def _from_file(self, path: Path) -> list[str]:
-        """The file's entries as flags, so that types, choices and aliases are those of the command line."""
-        try:
-            entries = yaml.safe_load(path.read_text())  # JSON is YAML
-        except OSError as error:
-            raise UserError(f"cannot read {str(path)!r}: {error.strerror}") from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UserError(f"{str(path)!r} is not valid YAML or JSON: {error}") from error
-        if not isinstance(entries, dict):
-            raise UserError(f"{str(path)!r} must map flag names to values")
-        arguments = []
-        for name, value in entries.items():
-            if f"--{name}" not in self._option_string_actions:
-                raise UserError(f"{path}: {self._unknown(f'--{name}')}")
-            if name in ("resume_from_checkpoint", "resume_from") and isinstance(value, bool):
-                arguments += [f"--{name}"] * value
-            elif value is not None:
-                values = value if isinstance(value, list) else [json.dumps(value) if isinstance(value, dict) else value]
-                arguments += [f"--{name}", *map(str, values)]
-        return arguments

@@ -33,13 +33,19 @@ class CheckpointCallback(TrainerCallback):
 
 
 class StreamEpoch(TrainerCallback):
-    """The epoch of a stream, None if its length is unknown: the Trainer counts the batches since the start alone."""
+    """The epoch of a stream, and a checkpoint after each; None if its length is unknown.
+
+    The Trainer counts the batches since the start alone, and knows of no end before that of the run.
+    """
 
     def __init__(self, steps_per_epoch: int | None):
         self.steps_per_epoch = steps_per_epoch
 
     def on_step_end(self, args, state, control, **kwargs):
         state.epoch = self.steps_per_epoch and state.global_step / self.steps_per_epoch
+        if self.steps_per_epoch and state.global_step % self.steps_per_epoch == 0:
+            control.should_save = args.save_strategy != SaveStrategy.NO
+        return control
 
 
 class EarlyStopping(EarlyStoppingCallback):

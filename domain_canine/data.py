@@ -93,7 +93,9 @@ def _stream(data, args, collator):
         num_samples=data.num_samples,
         **_place(args, collator),
     )
-    names = min(filter(None, (data.num_samples, source.count())), default=None)
+    table, lengths, cleaner = train.validation()
+    # All that there are, where so few were read for it; else as the metadata tell.
+    names = train.valid or min(filter(None, (data.num_samples, source.count())), default=None)
     step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     steps_per_epoch = names and max(1, int(names * (1 - data.validation_split)) // step)
     train.steps_per_epoch = steps_per_epoch
@@ -109,12 +111,11 @@ def _stream(data, args, collator):
         every = args.eval_steps or EVERY
         every = int(every if every >= 1 else every * args.max_steps)
         args.eval_steps = max(1, min(steps_per_epoch or every, args.max_steps))
-    table, lengths, cleaner = train.validation()
     validation = NameBatches(
         table, lengths, collator, args.per_device_eval_batch_size, evaluation=True, **_place(args, collator)
     )
     train.told = _told(data, cleaner.counts, None, len(validation))
-    named = f"about {names:,}" if names else "an unknown number"
+    named = f"{'about ' * (train.valid is None)}{names:,}" if names else "an unknown number"
     rejects = [reject._asdict() for reject in cleaner.rejects]
     rows = [
         ("data", f"{data.dataset}, streamed: not de-duplicated, shuffled within a buffer"),

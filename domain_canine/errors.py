@@ -36,6 +36,11 @@ def first_line(error: BaseException) -> str:
     return text.splitlines()[0] if text else type(error).__name__
 
 
+def speaks() -> bool:
+    """Whether this is the process that tells, of several on a machine."""
+    return int(os.environ.get("LOCAL_RANK", 0)) == 0
+
+
 class _Tolerant:
     """A stream whose reader may die, with a terminal or a launcher: a run does not end for want of somebody to tell."""
 
@@ -59,20 +64,20 @@ class _Tolerant:
 def run(main, after_interrupt: str = "") -> None:
     """Call a command's ``main`` and exit; of several processes on a machine the first alone speaks."""
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115, it was closed before the start
-    sys.stderr, speaks = _Tolerant(sys.stderr), int(os.environ.get("LOCAL_RANK", 0)) == 0
+    sys.stderr = _Tolerant(sys.stderr)
     try:
         status = main()
         sys.stdout.flush()  # here, where it can be told
     except UserError as error:
-        if speaks or isinstance(error, OwnError):
+        if speaks() or isinstance(error, OwnError):
             print(f"error: {error}", file=sys.stderr)
         status = 2
     except Stopped as stopped:
-        if speaks:
+        if speaks():
             print(f"\n{stopped}", file=sys.stderr)
         status = stopped.status
     except KeyboardInterrupt:
-        if speaks:
+        if speaks():
             print(f"\ninterrupted{after_interrupt}", file=sys.stderr)
         status = 130
     except BrokenPipeError:  # whoever read standard output has seen enough
@@ -80,7 +85,7 @@ def run(main, after_interrupt: str = "") -> None:
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        if speaks:
+        if speaks():
             print(f"error: {error.filename or 'what was to be written'}: no space is left", file=sys.stderr)
         status = 2
     try:

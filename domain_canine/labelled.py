@@ -105,7 +105,7 @@ def load_labelled(data) -> LabelledNames:
 
 def _read(source, data, counts) -> tuple[pa.StringArray, list[str]]:
     """Names and labels of all files, in order; what is left out is counted."""
-    paths = local_paths(source)
+    paths = local_paths(source, tells=True)
     if paths is None:
         raise UserError(f"there is no file or folder {source!r}; names with labels are read from csv, tsv and parquet")
     names, labels = [], []

@@ -1,6 +1,7 @@
 """Models and tokenizers to start from, and what makes them load by themselves later."""
 
 import logging
+import sys
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
@@ -15,7 +16,7 @@ from . import hub
 from .arguments import DEFAULT_MODEL, ModelArguments, code_point
 from .checkpoints import whole_checkpoints
 from .configuration_domain_canine import AUTO_MAP, PIPELINES, DomainCanineConfig
-from .errors import UserError, first_line
+from .errors import UserError, first_line, speaks
 from .layers_domain_canine import HASH_PRIMES
 from .modeling_domain_canine import DomainCanineForMaskedLM, DomainCanineForSequenceClassification, DomainCanineModel
 from .paths import user_path
@@ -69,6 +70,9 @@ def build_model(arguments: ModelArguments, objective: str = "mlm") -> DomainCani
     else:
         # Steps of 1e-5 are lost in weights of bf16, as some checkpoints have them.
         model = load_model(arguments.model_name_or_path or DEFAULT_MODEL, dtype=torch.float32)
+        ours, was = DomainCanineForMaskedLM.__name__ in (model.config.architectures or ()), model.config.objective
+        if speaks() and ours and was != objective:
+            print(f"warning: {model.name_or_path} was trained with --objective {was}, not {objective}", file=sys.stderr)
     if arguments.mask_code_point is not None:
         model.config.mask_code_point = code_point(arguments.mask_code_point)
     model.config.auto_map, model.config.custom_pipelines = dict(AUTO_MAP), dict(PIPELINES)

@@ -53,10 +53,11 @@ class Block(NamedTuple):
 
 def kind_of(path: Path) -> str | None:
     """``.txt``, ``.csv``, ``.tsv`` or ``.parquet``, whether compressed or not; None for another suffix."""
-    if path.suffix in COMPRESSED:
-        inner = Path(path.stem).suffix
+    suffix = path.suffix.lower()
+    if suffix in COMPRESSED:
+        inner = Path(path.stem).suffix.lower()
         return inner if inner in _READERS and inner != ".parquet" else ".txt"
-    return path.suffix if path.suffix in _READERS else None
+    return suffix if suffix in _READERS else None
 
 
 def read(name: str | Path, column: str | None = None, label_column: str | None = None) -> Iterator[Block]:
@@ -133,7 +134,7 @@ def _open(name: str) -> Iterator[tuple[pa.NativeFile, Callable[[], float]]]:
     with _raw(name) as raw:
         size = raw.raw.size if is_url(name) else raw.size()
         file = pa.PythonFile(raw, "r") if is_url(name) else raw
-        codec = COMPRESSED.get(path_of(name).suffix)
+        codec = COMPRESSED.get(path_of(name).suffix.lower())
         stream = pa.CompressedInputStream(file, codec) if codec else file
         yield stream, lambda: min(1.0, raw.tell() / size) if size else 1.0
 

@@ -25,7 +25,7 @@ def open_stream(dataset: str, column: str | None = None) -> "Stream":
     """
     if is_url(dataset):
         return FileStream(dataset, [dataset], column)
-    if paths := local_paths(dataset):
+    if paths := local_paths(dataset, tells=True):
         return FileStream(dataset, [str(path) for path in paths], column)
     return HubStream(dataset, hub.load(dataset, streaming=True), column)
 

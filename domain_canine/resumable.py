@@ -24,6 +24,7 @@ from .memory import fit_batch, join_micro_steps
 from .meter import Meter
 from .metrics import MaskedFigures
 from .rates import AskedRates
+from .run_file import asked_anew
 from .sharded import gathered, keep_sums_in_fp32, refuse_other_kind
 from .stopping import StopRequest
 from .streams import StreamBatches
@@ -39,11 +40,11 @@ class EvaluationInterrupted(Exception):
 
 
 @contextmanager
-def _mistakes_of(flag):
+def _mistakes_of(what):
     try:
         yield
     except (ValueError, ImportError) as error:
-        raise UserError(f"{flag}, or its numbers: {first_line(error)}") from error
+        raise UserError(f"{what}: {first_line(error)}") from error
 
 
 class ResumableTrainer(Trainer):
@@ -59,7 +60,8 @@ class ResumableTrainer(Trainer):
     """
 
     def __init__(self, stop: StopRequest | None = None, kind=None, **kwargs):
-        super().__init__(**kwargs)
+        with _mistakes_of("the Trainer does not take these flags"):
+            super().__init__(**kwargs)
         self.kind = kind or MaskedFigures()
         self.model_class = type(self.model)
         if self.is_fsdp_enabled:
@@ -114,12 +116,12 @@ class ResumableTrainer(Trainer):
         Raises:
             UserError: it needs what is not installed, or other numbers.
         """
-        with _mistakes_of("--optim"):
+        with _mistakes_of("--optim, or its numbers"):
             return super().create_optimizer(*args, **kwargs)
 
     def create_scheduler(self, *args, **kwargs):
         """As ``create_optimizer``."""
-        with _mistakes_of("--lr_scheduler_type"):
+        with _mistakes_of("--lr_scheduler_type, or its numbers"):
             return super().create_scheduler(*args, **kwargs)
 
     def begin_step(self, batches: list[dict], items: torch.Tensor) -> torch.Tensor:
@@ -219,6 +221,7 @@ class ResumableTrainer(Trainer):
         stopping = state.stateful_callbacks.get(EarlyStopping.__name__, {}).get("attributes", {})
         patience = stopping.get("early_stopping_patience_counter", 0)
         early = self.args.early_stopping_patience and patience >= self.args.early_stopping_patience
+        early = early and not self._asks_anew(state.global_step)
         if state.global_step < planned and not early:
             return False
         if self.is_world_process_zero():
@@ -247,6 +250,11 @@ class ResumableTrainer(Trainer):
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, EarlyStopping):
                 callback.early_stopping_patience = self.args.early_stopping_patience
+                if self._asks_anew(self.state.global_step):
+                    callback.early_stopping_patience_counter = 0
+        if self._asks_anew(self.state.global_step) and self.is_world_process_zero():
+            told = "evaluations ask something else from here on: the best weights and the patience are counted anew"
+            print(told, file=sys.stderr)
         if checkpoint is not None:
             self._find_best()
             self.saved_step = self.state.global_step
@@ -267,11 +275,17 @@ class ResumableTrainer(Trainer):
         if checkpoint is not None:
             asked.restore(self.optimizer, self.lr_scheduler)
 
+    def _asks_anew(self, step):
+        """Whether the start that goes on from this step has changed the question."""
+        return step > 0 and asked_anew(Path(self.args.output_dir)) == step
+
     def _find_best(self):
         """By the figure that is asked for now, among the checkpoints that are in this folder."""
-        metric = f"eval_{self.args.metric_for_best_model}"
+        metric, run = f"eval_{self.args.metric_for_best_model}", Path(self.args.output_dir)
+        since = asked_anew(run)
+        comparable = [entry for entry in self.state.log_history if entry["step"] > since]
         self.state.best_metric, self.state.best_global_step = checkpoints.best_evaluation(
-            Path(self.args.output_dir), self.state.log_history, metric, self.args.greater_is_better
+            run, comparable, metric, self.args.greater_is_better
         )
 
     def _lacks_evaluation(self, steps_per_epoch, planned):

@@ -98,7 +98,7 @@ def _refuse_column(column, what):
 
 
 def _files(source, output, column):
-    files = local_paths(source)
+    files = local_paths(source, tells=True)
     if files is None:
         raise UserError(f"there is no file or folder {source!r}; check the path")
     _refuse_own(output, lambda file: any(map(file.samefile, files)))

@@ -14,6 +14,14 @@ from .errors import UserError, first_line
 from .paths import user_path
 from .run_folder import RUN_FILE
 
+CONTENT = "content of the names"
+_WHERE = {"dataset", "dataset_column", "num_samples"}  # of no account where the names are the same
+# Other values of these ask an evaluation nothing else; of all other settings they may.
+_ASKS_THE_SAME = {
+    "model_name_or_path", "model_size", "config_overrides", "seed", "data_seed", "optim", "names a step",
+    "slots a step", "mlm_probability", "mask_replace_prob", "random_replace_prob", "span_length", "fixed_shapes",
+}  # fmt: skip
+
 
 def settings(model_arguments, data_arguments, args, content: str | None = None) -> dict:
     """What makes two runs the same: the model, the names and their masks, the seeds, the names a step.
@@ -25,7 +33,7 @@ def settings(model_arguments, data_arguments, args, content: str | None = None) 
     slots = data.pop("slots_per_batch", None)
     names = None if slots else args.per_device_train_batch_size * shares
     step = {"optim": args.optim.value, "names a step": names, "slots a step": slots and slots * shares}
-    known = {"content of the names": content} if content else {}
+    known = {CONTENT: content} if content else {}
     return vars(model_arguments) | data | {"seed": args.seed, "data_seed": args.data_seed} | step | known
 
 
@@ -37,20 +45,42 @@ def refuse_changed_run(checkpoint: str, now: dict) -> None:
     """
     path = Path(checkpoint).parent / RUN_FILE
     try:
-        latest = json.loads(path.read_text())[-1] if path.is_file() else {"settings": now}
-        before, there = latest["settings"], latest.get("directory", "")
+        before, different = _different(path, now)
     except (ValueError, LookupError, TypeError) as error:
         raise UserError(
             f"{str(path)!r}, which tells how the run was started, is damaged: {first_line(error)}\n"
             "  If this is the same run, go on with --allow_changed_run: the file is made anew."
         ) from error
-    different = [name for name in now if name in before and not _same(before[name], now[name], there)]
     if different:
         table = "".join(f"\n  {name:<20} {before[name]} -> {now[name]}" for name in different)
         raise UserError(
             f"the run of {checkpoint!r} was started otherwise:{table}\n  Give the old values, start afresh in another "
             "--output_dir, or take the change with --allow_changed_run."
         )
+
+
+def _different(path, now):
+    """The settings of the latest start that a file tells of, and which of them are others now."""
+    latest = json.loads(path.read_text())[-1] if path.is_file() else {"settings": now}
+    before, there = latest["settings"], latest.get("directory", "")
+    return before, [name for name in now if name in before and not _same(before[name], now[name], there)]
+
+
+def _asks_anew(path, now):
+    """Whether evaluations are of other names, or of other questions about them, than in the latest start."""
+    try:
+        before, different = _different(path, now)
+    except (ValueError, LookupError, TypeError):  # it is damaged, and --allow_changed_run has said so
+        return False
+    content = before.get(CONTENT)
+    alike = _ASKS_THE_SAME | (_WHERE if content is not None and content == now.get(CONTENT) else set())
+    return not alike.issuperset(different)
+
+
+def asked_anew(run: Path) -> int:
+    """The step since which a run's evaluations ask the same question: 0, or that of the latest changed start."""
+    starts = json.loads((run / RUN_FILE).read_text()) if (run / RUN_FILE).is_file() else []
+    return max((start["resumed_from"] for start in starts if start.get("asks_anew")), default=0)
 
 
 def _same(before, now, there) -> bool:
@@ -82,6 +112,7 @@ def write_run_file(args, now: dict, data: dict, checkpoint: str | None) -> None:
     starts.append({
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "resumed_from": step_of(Path(checkpoint)) if checkpoint else None,
+        "asks_anew": checkpoint is not None and _asks_anew(Path(checkpoint).parent / RUN_FILE, now),
         "directory": os.getcwd(),
         "settings": now,
         "origin": origin,

@@ -110,6 +110,7 @@ class RunFolder:
                 refuse_foreign_folder(self.path, self.args.resume_from_checkpoint is not None)
                 (self.path / LAST_EXIT).unlink(missing_ok=True)
                 write()
+                self.ours = True  # at once: a signal may come before the others know
             except OSError as error:
                 raise _cannot_write(self.path, error) from error
 

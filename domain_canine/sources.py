@@ -3,6 +3,7 @@
 import glob
 import hashlib
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from .connection import HttpFile, is_url
-from .errors import UserError
+from .errors import UserError, speaks
 from .hub import Hub
-from .manifest import MANIFEST, STATE, is_prepared
+from .manifest import MANIFEST, SHOWN, STATE, is_prepared
 from .paths import user_path
 from .readers import COMPRESSED, Block, kind_of, lines_of, path_of, read
 from .sample import sample_names
@@ -33,15 +34,18 @@ def open_source(dataset: str, column: str | None = None):
     """
     if dataset == SAMPLE:
         return Sample()
-    paths = [dataset] if is_url(dataset) else local_paths(dataset)
+    paths = [dataset] if is_url(dataset) else local_paths(dataset, tells=True)
     if paths is None:
         return Hub(dataset, column)
     files = [str(path) for path in paths]
     return Files(dataset, files, column if any(kind_of(path_of(name)) != ".txt" for name in files) else None)
 
 
-def local_paths(dataset: str) -> list[Path] | None:
+def local_paths(dataset: str, tells: bool = False) -> list[Path] | None:
     """The files of a path, folder or glob; None for what can only be a Hub id.
+
+    Args:
+        tells: what of a folder is not read.
 
     Raises:
         UserError: nothing is there.
@@ -66,7 +70,12 @@ def local_paths(dataset: str) -> list[Path] | None:
     if path.exists() and not path.is_dir() and not path.is_file():
         raise UserError(f"{dataset!r} is no file, and a pipe can be read but once: write the names to a file first")
     if path.is_dir():
-        paths = sorted(entry for entry in path.iterdir() if entry.is_file() and kind_of(entry) is not None)
+        entries = sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
+        paths = [entry for entry in entries if entry.is_file() and kind_of(entry) is not None]
+        if tells and paths and speaks() and (others := [entry for entry in entries if entry not in paths]):
+            some = ", ".join(f"{entry.name}{'/' * entry.is_dir()}" for entry in others[:SHOWN])
+            more = f" and {len(others) - SHOWN:,} more" if len(others) > SHOWN else ""
+            print(f"not read of {dataset!r}: {some}{more}; a quoted glob reaches all, as '{path}/**'", file=sys.stderr)
         if not paths:
             raise UserError(
                 f"the folder {dataset!r} holds no .txt, .csv, .tsv or .parquet file ({', '.join(COMPRESSED)} included)"

@@ -105,8 +105,8 @@ def print_final(folder: str, which: str, metrics: dict[str, float], kind, classe
     print(f"saved the {which} weights{told} to {folder}", file=sys.stderr)
     if classes is not None and metrics.get("eval_perplexity", 0) > classes:
         print(
-            f"warning: that is worse than guessing among the {classes} classes: the run has diverged; lower "
-            "--learning_rate and start afresh",
+            f"warning: that is worse than guessing among the {classes} classes: the run has diverged, or hardly begun; "
+            "lower --learning_rate, or train for longer",
             file=sys.stderr,
         )
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 
-from .errors import Stopped
+from .errors import Stopped, speaks
 
 # A closed terminal is SIGHUP; nohup has it ignored, and it stays so.
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -82,7 +82,7 @@ def _launcher(parent):
 
 
 def _say(text):
-    if int(os.environ.get("LOCAL_RANK", 0)):
+    if not speaks():
         return
     with suppress(OSError, ValueError):  # the terminal may be gone
         os.write(sys.__stderr__.fileno(), text.encode())

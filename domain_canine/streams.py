@@ -86,6 +86,7 @@ class StreamBatches(IterableDataset):
         self.workers = max(1, workers)  # without workers the process reads itself
         self.positions, self.next_worker = [Position()] * self.workers, 0
         self.steps_per_epoch: int | None = None  # where the source tells how many names it has
+        self.valid: int | None = None  # names of a pass, where ``validation`` has read all
         self.content = None  # nobody knows it before it is read
 
     # ---- position
@@ -155,6 +156,8 @@ class StreamBatches(IterableDataset):
             del cleaner.rejects[SHOWN:]
             if len(held) >= VALIDATION:
                 break
+        else:
+            self.valid = cleaner.counts["valid"]
         if not len(held) or not trains:
             listed = "\n  ".join(told_lines(cleaner.counts, [each._asdict() for each in cleaner.rejects]))
             if not cleaner.counts["valid"]:

@@ -157,8 +157,10 @@ class DomainTrainer(ResumableTrainer):
         if args.should_save:
             shutil.rmtree(run / checkpoints.WRITING, ignore_errors=True)
         if self._any(failure is not None):
-            kept = run / f"checkpoint-{step}"
+            kept, whole = run / f"checkpoint-{step}", checkpoints.whole_checkpoints(run)
             then = "there is no checkpoint of them"
+            if whole:
+                then += f", but {whole[-1].name}: make room and give the command with --resume_from_checkpoint"
             if checkpoints.is_whole(kept):
                 then = f"they are safe in {kept.name}: make room and give the command with --resume_from_checkpoint"
             raise UserError(f"the {which} weights could not be written to {str(run)!r} ({failure}); {then}")

@@ -6,8 +6,9 @@ import yaml
 from accelerate.state import AcceleratorState
 from small_runs import make_trainer
 
-from domain_canine.arguments import DataArguments, DomainTrainingArguments, ModelArguments, Parser, code_point
+from domain_canine.arguments import DataArguments, DomainTrainingArguments, ModelArguments, code_point
 from domain_canine.errors import UserError
+from domain_canine.parser import Parser
 
 
 def parse(*arguments: str):
@@ -56,6 +57,8 @@ def test_old_flag_names():
     assert (args.resume_from_checkpoint, args.learning_rate) == ("ck", 3e-4)
     assert args.use_wandb and args.no_mixed_precision and args.report_to == ["wandb"]
     assert data.dataset == "names.txt" and data.num_samples == 10 and data.streaming
+    both = parse("--use_wandb", "--report_to", "tensorboard")[2]
+    assert both.report_to == ["wandb", "tensorboard"]
 
 
 def test_the_best_is_the_smallest_or_the_greatest_as_the_metric_wants():
@@ -96,7 +99,8 @@ def test_precision_follows_the_device(monkeypatch):
     ],
 )  # fmt: skip
 def test_steps_are_recorded_where_nothing_looks_at_the_host(monkeypatch, flags, processes, records):
-    args = parse("--use_cpu", *flags.split())[2]
+    args = parse("--use_cpu", *flags.replace("--fp16", "").split())[2]
+    args.fp16 = flags == "--fp16"
     on_gpus(monkeypatch, args, processes)
     assert args.records_steps is records
     monkeypatch.setattr(type(args), "device", torch.device("cpu"))
@@ -172,6 +176,15 @@ def test_a_file_of_arguments(tmp_path, suffix):
     path.write_text("[1, 2")
     with pytest.raises(UserError, match="not valid YAML"):
         parse(str(path))
+    path.write_text("save_strategy: no\neval_strategy: no\n")  # which YAML 1.1 reads as booleans
+    args = parse(str(path))[2]
+    assert (args.save_strategy.value, args.eval_strategy.value) == ("no", "no")
+    path.write_text("batch_size: 3\nper_device_train_batch_size: 4\n")
+    with pytest.raises(UserError, match="--batch_size and --per_device_train_batch_size set the same; give one"):
+        parse(str(path))
+    path.write_text("batch_size: 3\n")  # which flags override, by whichever name
+    assert parse(str(path), "--per_device_train_batch_size", "5")[2].per_device_train_batch_size == 5
+    assert parse("--batch_size", "3", "--batch_size", "6")[2].per_device_train_batch_size == 6
     path.write_text("learning_rate: 1e-4\n")  # which YAML 1.1 reads as a string
     assert parse(str(path))[2].learning_rate == 1e-4
     with pytest.raises(UserError, match="cannot read"):
@@ -184,6 +197,11 @@ def test_a_file_of_arguments(tmp_path, suffix):
         ("--fixed_shapes --slots_per_batch 9000", "--fixed_shapes and --slots_per_batch contradict"),
         ("--streaming --slots_per_batch 9000", "--slots_per_batch needs names that are prepared"),
         ("--slots_per_batch 100", "--slots_per_batch 100 is less than one name of --max_length 128 takes, 132"),
+        ("--use_cpu --fp16", "--fp16 is for CUDA"),
+        (
+            "--batch_size 3 --per_device_train_batch_size 4",
+            "--batch_size and --per_device_train_batch_size set the same",
+        ),
         ("--data_seed -1", "--data_seed must be from 0 on"),
         ("--eval_steps -3", "--eval_steps must be above 0"),
         ("--dataloader_prefetch_factor 0", "--dataloader_prefetch_factor must be above 0"),

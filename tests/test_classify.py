@@ -21,13 +21,13 @@ from domain_canine import (
     checkpoints,
     cli,
 )
-from domain_canine.arguments import Parser
 from domain_canine.classification import LabelFigures
 from domain_canine.classifier import ClassifierTrainer, build_classifier, class_weights
 from domain_canine.classify_arguments import ClassifierArguments, ClassifyDataArguments, ClassifyTrainingArguments
 from domain_canine.errors import Stopped, UserError
 from domain_canine.labelled import build_batches, load_labelled
 from domain_canine.modeling_domain_canine import mean_of_characters
+from domain_canine.parser import Parser
 from domain_canine.predictions import classify_names
 from domain_canine.pretrained import build_tokenizer, load_model
 from domain_canine.sample import sample_names

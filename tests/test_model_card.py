@@ -63,6 +63,9 @@ def test_a_run_that_changed_its_split_does_not_say_that_it_never_trained_on_it(r
     other = copy.deepcopy(starts[0])
     other["settings"]["split_seed"] = 7
     (run / "run_arguments.json").write_text(json.dumps([other, *starts]))
+    assert "no validation name is ever trained on" in card_text(read_record(run))  # it had no part in the weights
+    starts[0]["resumed_from"] = 3
+    (run / "run_arguments.json").write_text(json.dumps([other, *starts]))
     text = card_text(read_record(run))
     assert "ever trained on" not in text and "an earlier start of the run held out others" in text
 

@@ -3,6 +3,7 @@
 import bz2
 import gzip
 import os
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +13,7 @@ import pytest
 from domain_canine import readers
 from domain_canine.cleaning import Cleaner
 from domain_canine.errors import UserError
-from domain_canine.readers import Block, lines_of, read
+from domain_canine.readers import Block, kind_of, lines_of, read
 from domain_canine.sample import sample_names
 from domain_canine.sources import Files, Several, local_paths, open_source
 
@@ -140,11 +141,17 @@ def test_columns_are_named_or_known(tmp_path):
         assert lines(path) == []
 
 
-def test_a_dataset_is_a_file_a_folder_a_glob_or_an_id(tmp_path):
-    for name in ("b.txt", "a.csv.gz", "c.zst", "readme.md"):
+def test_a_dataset_is_a_file_a_folder_a_glob_or_an_id(tmp_path, capsys):
+    for name in ("b.txt", "a.csv.gz", "c.zst", "readme.md", ".hidden.md"):
         (tmp_path / name).write_text("")
     assert [path.name for path in local_paths(str(tmp_path))] == ["a.csv.gz", "b.txt", "c.zst"]
+    assert (kind_of(Path("A.CSV.GZ")), kind_of(Path("b.TXT")), kind_of(Path("c.md"))) == (".csv", ".txt", None)
     assert [path.name for path in local_paths(str(tmp_path / "*.[tz]*"))] == ["b.txt", "c.zst"]
+    assert capsys.readouterr().err == ""
+    (tmp_path / "inner").mkdir()
+    local_paths(str(tmp_path), tells=True)
+    told = f"not read of {str(tmp_path)!r}: inner/, readme.md; a quoted glob reaches all, as '{tmp_path}/**'\n"
+    assert capsys.readouterr().err == told
     assert local_paths(str(tmp_path / "readme.md")) == [tmp_path / "readme.md"]
     assert local_paths("some/names") is None and open_source("sample").description
     for missing in (tmp_path / "missing.txt", tmp_path / "missing", "data/domains.txt", "missing.csv.gz", "x.zst"):

@@ -11,6 +11,8 @@ from transformers import TrainerCallback
 
 from domain_canine import checkpoints
 from domain_canine.errors import Stopped, UserError
+from domain_canine.run_file import CONTENT, asked_anew, write_run_file
+from domain_canine.run_folder import RUN_FILE
 from domain_canine.stopping import StopRequest
 
 
@@ -228,3 +230,38 @@ def test_the_best_is_that_of_the_figure_asked_for_now(tmp_path, told_losses):
     best = {entry["step"]: entry["eval_accuracy"] for entry in again.state.log_history if "eval_loss" in entry}
     assert best[10] == 0.1 and again.state.best_metric == max(best.values())
     assert again.state.best_global_step == max(best, key=best.get)
+
+
+def test_after_another_question_the_best_is_looked_for_anew(tmp_path, told_losses, capsys):
+    """Figures of other names, or of another objective, compare with nothing before."""
+    told_losses(1.0, 5.0, 9.0, 8.0)
+    make_trainer(tmp_path, early_stopping_patience=2).train()
+    (tmp_path / RUN_FILE).write_text(json.dumps([{"resumed_from": None}, {"resumed_from": 10, "asks_anew": True}]))
+    trainer = make_trainer(tmp_path, num_train_epochs=4, early_stopping_patience=2)
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-10"))
+    assert (trainer.state.global_step, trainer.state.best_global_step) == (20, 20)
+    assert "the best weights and the patience are counted anew" in capsys.readouterr().err
+    told_losses(7.0)
+    again = make_trainer(tmp_path, num_train_epochs=5, early_stopping_patience=2)
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-20"))
+    assert (again.state.global_step, again.state.best_global_step) == (25, 25)
+    assert "counted anew" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "changed, anew",
+    [
+        ({}, False), ({"optim": "adafactor", "mlm_probability": 0.4, "names a step": 9}, False),
+        ({"objective": "any_order"}, True), ({"validation_split": 0.2}, True), ({"max_length": 40}, True),
+        ({"dataset": "elsewhere.txt"}, False), ({"dataset": "elsewhere.txt", CONTENT: "others"}, True),
+    ],
+)  # fmt: skip
+def test_what_makes_another_question(tmp_path, changed, anew):
+    before = {
+        "model_name_or_path": None, "model_size": "tiny", "objective": "mlm", "dataset": "names.txt", "optim": "adamw",
+        "validation_split": 0.1, "max_length": 128, "mlm_probability": 0.15, "names a step": 8, CONTENT: "names",
+    }  # fmt: skip
+    args = make_trainer(tmp_path).args
+    write_run_file(args, before, {}, None)
+    write_run_file(args, before | changed, {}, str(tmp_path / "checkpoint-6"))
+    assert asked_anew(tmp_path) == (6 if anew else 0)

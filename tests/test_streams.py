@@ -1,6 +1,7 @@
 """Streams: what their readers share, passes, and resumes to the bit."""
 
 from itertools import count, islice
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -179,6 +180,7 @@ def test_a_reader_without_names_says_so_without_a_traceback(tmp_path, monkeypatc
     ({"eval_strategy": "steps", "eval_steps": 7}, None, 3 * (8_000 // 64), 7),
 ])  # fmt: skip
 def test_a_stream_takes_its_length_from_the_metadata(tmp_path, monkeypatch, config, flags, wanted, steps, every):
+    monkeypatch.setattr("domain_canine.streams.VALIDATION", 10)  # the rest is not read before training
     source = write(tmp_path, NAMES)
     source.count = lambda: 10_000
     monkeypatch.setattr("domain_canine.data.open_stream", lambda *args: source)
@@ -193,11 +195,42 @@ def test_a_stream_takes_its_length_from_the_metadata(tmp_path, monkeypatch, conf
 @pytest.mark.parametrize(("flags", "every"), [({}, 10_000), ({"eval_steps": 700}, 700), ({"eval_steps": 0.1}, 2000)])
 def test_a_stream_of_unknown_length_is_evaluated_whatever_checkpoints_do(tmp_path, monkeypatch, config, flags, every):
     """Evaluations can end a run early."""
+    monkeypatch.setattr("domain_canine.streams.VALIDATION", 10)
     monkeypatch.setattr("domain_canine.data.open_stream", lambda *args: write(tmp_path, NAMES))
     args = DomainTrainingArguments(output_dir=str(tmp_path), max_steps=20_000, save_steps=50, use_cpu=True, **flags)
     data = DataArguments(dataset="some/names", streaming=True, validation_split=0.2)
     build_batches(data, args, build_collator(data, args, config))
     assert (args.eval_steps, args.eval_strategy.value) == (every, "steps")
+
+
+@pytest.mark.parametrize("wanted, names", [(None, 400), (5_000, 400), (100, 100)])
+def test_a_stream_that_was_read_to_its_end_is_as_long_as_it_is(tmp_path, monkeypatch, config, wanted, names):
+    """Validation names are looked for first; where that reads all there is nothing to estimate."""
+    source = write(tmp_path, ["no name", *NAMES])
+    monkeypatch.setattr("domain_canine.data.open_stream", lambda *args: source)
+    options = {"num_train_epochs": 1, "per_device_train_batch_size": 4, "use_cpu": True}
+    args = DomainTrainingArguments(output_dir=str(tmp_path), **options)
+    data = DataArguments(dataset="some/names", streaming=True, validation_split=0.2, num_samples=wanted)
+    train, _, rows = build_batches(data, args, build_collator(data, args, config))
+    assert args.max_steps == train.steps_per_epoch == int(names * 0.8) // 8
+    assert dict(rows)["names"].startswith(f"{names:,}; ")
+    monkeypatch.setattr("domain_canine.streams.VALIDATION", 10)
+    if wanted is None:
+        with pytest.raises(UserError, match="does not tell how many names it has; set --max_steps"):
+            build_batches(
+                data, DomainTrainingArguments(output_dir=str(tmp_path), **options), build_collator(data, args, config)
+            )
+
+
+def test_a_checkpoint_is_written_after_each_pass_of_a_stream(tmp_path):
+    trainer = streamed_trainer(tmp_path, write(tmp_path, NAMES), 0, eval_strategy="no", save_steps=1000, max_steps=7)
+    trainer.train_dataset.steps_per_epoch = 3
+    trainer.callback_handler.callbacks = [
+        StreamEpoch(3) if isinstance(each, StreamEpoch) else each for each in trainer.callback_handler.callbacks
+    ]
+    trainer.train()
+    saved = {path.name for path in Path(trainer.args.output_dir).glob("checkpoint-*")}
+    assert saved == {"checkpoint-3", "checkpoint-6", "checkpoint-7"}
 
 
 # ---- resume
