@@ -10,7 +10,8 @@ from transformers import TrainerCallback
 from benchmarks.train_step import as_stock, make_batches, on, our_side, stock_side
 from domain_canine.configuration_domain_canine import DomainCanineConfig
 from domain_canine.layers_domain_canine import as_bias
-from domain_canine.recorded import RecordedSteps
+from domain_canine.metrics import MaskedFigures
+from domain_canine.recorded import RecordedSteps, cut, largest_pass
 from domain_canine.sample import sample_names
 
 pytestmark = pytest.mark.gpu
@@ -75,6 +76,20 @@ def test_peak_memory_of_256_names_is_below_8_gb():
     torch.cuda.reset_peak_memory_stats()
     for batch in batches:
         side.step(batch)
+    assert torch.cuda.max_memory_allocated() < 8e9
+
+
+def test_an_evaluation_of_4096_long_names_is_below_8_gb():
+    """It takes several passes, on smaller GPUs more of them."""
+    device, figures = torch.device("cuda"), MaskedFigures()
+    (batch,) = on("cuda", make_batches(["x" * 100 + f"{i:04}.com" for i in range(4096)], 4096, 1, False)[0])
+    side = our_side(DomainCanineConfig(), "cuda")
+    side.model.eval()
+    figures.begin(device)
+    torch.cuda.reset_peak_memory_stats()
+    with torch.no_grad(), torch.autocast("cuda", torch.bfloat16):
+        for part in cut(batch, largest_pass(device)):
+            figures.add(side.model, part)
     assert torch.cuda.max_memory_allocated() < 8e9
 
 
