@@ -179,7 +179,7 @@ def peak_memory(device: str) -> float:
     """MB: held of the device, by records too, or of this process where that is a CPU."""
     if device == "cuda":
         return torch.cuda.max_memory_reserved() / 1e6
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
 
 
 def matmul_peak(device: str) -> float:
