@@ -267,7 +267,7 @@ class DomainTrainingArguments(TrainingArguments):
         self._choose_workers()
         if self.use_wandb:
             others = [self.report_to] if isinstance(self.report_to, str) else self.report_to or []
-            self.report_to = ["wandb", *(each for each in others if each not in ("wandb", "none"))]
+            self.report_to = ["wandb", *(each for each in others if each not in ("wandb", "none", "all"))]
         if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not torch.cuda.is_available():
             # Processes that see no GPU would be a run of its own each, all in the same folder.
             self.use_cpu = True

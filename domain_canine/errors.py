@@ -2,6 +2,7 @@
 
 import errno
 import os
+import signal
 import sys
 from contextlib import suppress
 from signal import Signals
@@ -65,6 +66,8 @@ def run(main, after_interrupt: str = "") -> None:
     """Call a command's ``main`` and exit; of several processes on a machine the first alone speaks."""
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115, it was closed before the start
     sys.stderr = _Tolerant(sys.stderr)
+    if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:  # a script's, for the time of its imports
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         status = main()
         sys.stdout.flush()  # here, where it can be told
@@ -85,8 +88,7 @@ def run(main, after_interrupt: str = "") -> None:
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        if speaks():
-            print(f"error: {error.filename or 'what was to be written'}: no space is left", file=sys.stderr)
+        print(f"error: {error.filename or 'what was to be written'}: no space is left", file=sys.stderr)
         status = 2
     try:
         sys.stdout.flush()

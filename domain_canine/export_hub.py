@@ -26,7 +26,7 @@ def command(arguments) -> int:
     from huggingface_hub.utils import validate_repo_id
 
     from . import hub
-    from .model_card import write_model_card
+    from .model_card import card_text, write_model_card
     from .run_record import read_record
     from .sharing import refuse_public, to_upload, upload_command, upload_folder
 
@@ -36,7 +36,7 @@ def command(arguments) -> int:
     except HFValidationError as error:
         raise UserError(f"--repo_id {name!r} is no name of a repository; write owner/name ({error})") from error
     check_model(folder)
-    read_record(folder)  # what is wrong with it shows before a repository is made
+    card_text(read_record(folder), name)  # what is wrong with it shows before a repository is made
 
     api = HfApi()
 

@@ -4,6 +4,8 @@ from collections import deque
 
 import torch
 
+from .scoring_domain_canine import wide
+
 BATCHES = 100  # of the bar
 
 
@@ -20,7 +22,7 @@ class Meter:
         both = torch.stack([nats.float(), weight.float()])
         both = torch.where(torch.isfinite(nats), both, 0.0)
         self.latest.append(both)
-        self.since_log = self.since_log.to(both.device) + both
+        self.since_log = self.since_log.to(both.device, wide(both.device)) + both
 
     def loss(self) -> float:
         """Nats per masked character over the latest batches of this process."""
@@ -40,7 +42,7 @@ class Meter:
         }  # fmt: skip
 
     def load(self, state: dict, device: torch.device) -> None:
-        self.since_log = torch.tensor(state["since_log"], device=device)
+        self.since_log = torch.tensor(state["since_log"], dtype=wide(device), device=device)
         self.total = torch.tensor(state.get("total", (0, 0)), dtype=torch.float64)
         self.latest.extend(torch.tensor(state["latest"], device=device))
 

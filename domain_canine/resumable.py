@@ -25,6 +25,7 @@ from .meter import Meter
 from .metrics import MaskedFigures
 from .rates import AskedRates
 from .run_file import asked_anew
+from .run_folder import agreed
 from .sharded import gathered, keep_sums_in_fp32, refuse_other_kind
 from .stopping import StopRequest
 from .streams import StreamBatches
@@ -75,7 +76,7 @@ class ResumableTrainer(Trainer):
         self.evaluation_missing = False
         # Ours is found before the first step; the Trainer's would start again in mid-run.
         self.finds_batch, self.args.auto_find_batch_size = self.args.auto_find_batch_size, False
-        self.saved_step = None
+        self.saved_step, self.since = None, 0
         self.streamed = isinstance(self.train_dataset, StreamBatches)
         for stock in (ProgressCallback, PrinterCallback):
             self.remove_callback(stock)
@@ -193,6 +194,8 @@ class ResumableTrainer(Trainer):
         """
         if resume_from_checkpoint is not None:
             refuse_other_kind(Path(resume_from_checkpoint), self.is_fsdp_enabled)
+            # By one process: a network file system may show another the file as it was.
+            self.since = agreed(self.args, lambda: asked_anew(Path(self.args.output_dir)))
         try:
             if resume_from_checkpoint is not None and self._had_ended(resume_from_checkpoint):
                 return None
@@ -228,7 +231,7 @@ class ResumableTrainer(Trainer):
             why = "it stopped early" if early else f"of {planned:,}"
             print(f"this run had ended at step {state.global_step:,} ({why}): nothing to train", file=sys.stderr)
         self.state = state
-        self._find_best()
+        self._find_best(0)  # whatever would be asked now, nothing was trained for it
         self._load_from_checkpoint(checkpoint)
         if self._lacks_evaluation(steps_per_epoch, planned):
             self._determine_best_metric(self.evaluate(), trial=None)
@@ -250,13 +253,11 @@ class ResumableTrainer(Trainer):
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, EarlyStopping):
                 callback.early_stopping_patience = self.args.early_stopping_patience
-                if self._asks_anew(self.state.global_step):
-                    callback.early_stopping_patience_counter = 0
         if self._asks_anew(self.state.global_step) and self.is_world_process_zero():
             told = "evaluations ask something else from here on: the best weights and the patience are counted anew"
             print(told, file=sys.stderr)
         if checkpoint is not None:
-            self._find_best()
+            self._find_best(self.since)
             self.saved_step = self.state.global_step
             self.evaluation_missing = self._lacks_evaluation(steps_per_epoch, max_steps)
             told = json.loads((Path(checkpoint) / PROGRESS).read_text())
@@ -277,16 +278,15 @@ class ResumableTrainer(Trainer):
 
     def _asks_anew(self, step):
         """Whether the start that goes on from this step has changed the question."""
-        return step > 0 and asked_anew(Path(self.args.output_dir)) == step
+        return self.since == step > 0
 
-    def _find_best(self):
-        """By the figure that is asked for now, among the checkpoints that are in this folder."""
-        metric, run = f"eval_{self.args.metric_for_best_model}", Path(self.args.output_dir)
-        since = asked_anew(run)
+    def _find_best(self, since: int):
+        """By the figure that is asked for now, among the checkpoints in this folder of which it was told ``since``."""
         comparable = [entry for entry in self.state.log_history if entry["step"] > since]
         self.state.best_metric, self.state.best_global_step = checkpoints.best_evaluation(
-            run, comparable, metric, self.args.greater_is_better
-        )
+            Path(self.args.output_dir), comparable, f"eval_{self.args.metric_for_best_model}",
+            self.args.greater_is_better,
+        )  # fmt: skip
 
     def _lacks_evaluation(self, steps_per_epoch, planned):
         """Whether the checkpoint was written by a signal, before the evaluation that its step ends with."""
@@ -334,7 +334,7 @@ class ResumableTrainer(Trainer):
         if not failed:
             self.saved_step = self.state.global_step
         elif self.state.best_global_step == self.state.global_step:
-            self._find_best()  # the one before is still there
+            self._find_best(self.since)  # the one before is still there
         if failure is not None:
             print(
                 f"warning: {name} could not be written: {first_line(failure)}; the run goes on, older checkpoints are "

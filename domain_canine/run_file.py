@@ -1,6 +1,7 @@
 """The arguments of a run's starts, on disk in its folder: they mark it as ours, and tell a resume of another run."""
 
 import json
+import math
 import os
 import time
 from pathlib import Path
@@ -15,11 +16,13 @@ from .paths import user_path
 from .run_folder import RUN_FILE
 
 CONTENT = "content of the names"
-_WHERE = {"dataset", "dataset_column", "num_samples"}  # of no account where the names are the same
+# Of no account where the names, with their labels, are the same.
+_WHERE = {"dataset", "dataset_column", "num_samples", "train_file", "validation_file", "label_column"}
 # Other values of these ask an evaluation nothing else; of all other settings they may.
 _ASKS_THE_SAME = {
     "model_name_or_path", "model_size", "config_overrides", "seed", "data_seed", "optim", "names a step",
     "slots a step", "mlm_probability", "mask_replace_prob", "random_replace_prob", "span_length", "fixed_shapes",
+    "pooling", "freeze_encoder", "lora_rank",
 }  # fmt: skip
 
 
@@ -45,7 +48,8 @@ def refuse_changed_run(checkpoint: str, now: dict) -> None:
     """
     path = Path(checkpoint).parent / RUN_FILE
     try:
-        before, different = _different(path, now)
+        latest = json.loads(path.read_text())[-1] if path.is_file() else {"settings": now}
+        before, different = latest["settings"], _different(latest, now)
     except (ValueError, LookupError, TypeError) as error:
         raise UserError(
             f"{str(path)!r}, which tells how the run was started, is damaged: {first_line(error)}\n"
@@ -59,20 +63,32 @@ def refuse_changed_run(checkpoint: str, now: dict) -> None:
         )
 
 
-def _different(path, now):
-    """The settings of the latest start that a file tells of, and which of them are others now."""
-    latest = json.loads(path.read_text())[-1] if path.is_file() else {"settings": now}
-    before, there = latest["settings"], latest.get("directory", "")
-    return before, [name for name in now if name in before and not _same(before[name], now[name], there)]
+def _different(start, now):
+    """Names of the settings that a start had otherwise."""
+    before, there = start["settings"], start.get("directory", "")
+    return [name for name in now if name in before and not _same(before[name], now[name], there)]
 
 
-def _asks_anew(path, now):
-    """Whether evaluations are of other names, or of other questions about them, than in the latest start."""
-    try:
-        before, different = _different(path, now)
-    except (ValueError, LookupError, TypeError):  # it is damaged, and --allow_changed_run has said so
+def in_weights(starts: list[dict], step: float) -> list[dict]:
+    """The starts that have a part in the weights of this step: others went on elsewhere, later, or made no step."""
+    kept, end = [], step
+    for start in reversed(starts):
+        begin = start.get("resumed_from") or 0
+        if begin < end:
+            kept, end = [start, *kept], begin
+    return kept or starts
+
+
+def _asks_anew(checkpoint, now):
+    """Whether evaluations are of other names, or of other questions about them, than those before a checkpoint."""
+    path = checkpoint.parent / RUN_FILE
+    if not path.is_file():
         return False
-    content = before.get(CONTENT)
+    try:
+        start = in_weights(json.loads(path.read_text()), step_of(checkpoint))[-1]
+        different, content = _different(start, now), start["settings"].get(CONTENT)
+    except (ValueError, LookupError, TypeError):  # it is damaged, and --allow_changed_run has said so
+        return True
     alike = _ASKS_THE_SAME | (_WHERE if content is not None and content == now.get(CONTENT) else set())
     return not alike.issuperset(different)
 
@@ -80,7 +96,8 @@ def _asks_anew(path, now):
 def asked_anew(run: Path) -> int:
     """The step since which a run's evaluations ask the same question: 0, or that of the latest changed start."""
     starts = json.loads((run / RUN_FILE).read_text()) if (run / RUN_FILE).is_file() else []
-    return max((start["resumed_from"] for start in starts if start.get("asks_anew")), default=0)
+    changed = [start["resumed_from"] for start in in_weights(starts, math.inf) if start.get("asks_anew")]
+    return changed[-1] if changed else 0
 
 
 def _same(before, now, there) -> bool:
@@ -112,7 +129,7 @@ def write_run_file(args, now: dict, data: dict, checkpoint: str | None) -> None:
     starts.append({
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "resumed_from": step_of(Path(checkpoint)) if checkpoint else None,
-        "asks_anew": checkpoint is not None and _asks_anew(Path(checkpoint).parent / RUN_FILE, now),
+        "asks_anew": checkpoint is not None and _asks_anew(Path(checkpoint), now),
         "directory": os.getcwd(),
         "settings": now,
         "origin": origin,

@@ -14,6 +14,7 @@ from .arguments import DEFAULT_MODEL, DataArguments, DomainTrainingArguments, Mo
 from .checkpoints import step_of, whole_checkpoints
 from .classify_arguments import ClassifierArguments, ClassifyDataArguments, ClassifyTrainingArguments
 from .errors import UserError, first_line
+from .run_file import in_weights
 from .run_folder import LAST_EXIT, RUN_FILE
 
 FINAL = "model.safetensors"
@@ -180,20 +181,13 @@ def read_record(model: Path) -> RunRecord:
     starts = (_read(run / RUN_FILE, list) if run else None) or []
     if any(not isinstance(start, dict) or not {"started", "settings", "training"} <= start.keys() for start in starts):
         raise _strange(run / RUN_FILE)
-    starts = _trained(starts, state.get("global_step"))
+    starts = in_weights(starts, state.get("global_step", math.inf))
     record = RunRecord(model, run, _read(model / "config.json"), starts, state, metrics)
     try:
         record.parameters  # noqa: B018
     except SafetensorError as error:
         raise UserError(f"the weights in {str(model)!r} are damaged: {first_line(error)}") from error
     return record
-
-
-def _trained(starts, step):
-    """The starts that have a part in the weights: what they trained was gone on from, or is in the latest."""
-    ends = [*((start.get("resumed_from") or 0) for start in starts[1:]), step]
-    kept = [start for start, end in zip(starts, ends) if end is None or end > (start.get("resumed_from") or 0)]
-    return kept or starts
 
 
 def newest_weights(folder: Path) -> Path:

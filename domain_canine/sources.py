@@ -72,10 +72,8 @@ def local_paths(dataset: str, tells: bool = False) -> list[Path] | None:
     if path.is_dir():
         entries = sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
         paths = [entry for entry in entries if entry.is_file() and kind_of(entry) is not None]
-        if tells and paths and speaks() and (others := [entry for entry in entries if entry not in paths]):
-            some = ", ".join(f"{entry.name}{'/' * entry.is_dir()}" for entry in others[:SHOWN])
-            more = f" and {len(others) - SHOWN:,} more" if len(others) > SHOWN else ""
-            print(f"not read of {dataset!r}: {some}{more}; a quoted glob reaches all, as '{path}/**'", file=sys.stderr)
+        if tells and paths and len(paths) < len(entries) and speaks():
+            _tell_others(dataset, sorted({*entries} - {*paths}))
         if not paths:
             raise UserError(
                 f"the folder {dataset!r} holds no .txt, .csv, .tsv or .parquet file ({', '.join(COMPRESSED)} included)"
@@ -86,6 +84,13 @@ def local_paths(dataset: str, tells: bool = False) -> list[Path] | None:
     if kind_of(path) or dataset.startswith((".", "/", "~", "data/")) or dataset.count("/") > 1:
         raise UserError(f"there is no file or folder {dataset!r}; check the path")
     return None
+
+
+def _tell_others(dataset, others):
+    some = ", ".join(f"{entry.name}{'/' * entry.is_dir()}" for entry in others[:SHOWN])
+    more = f" and {len(others) - SHOWN:,} more" if len(others) > SHOWN else ""
+    then = f"; a quoted glob reaches folders within, as '{dataset}/**/*.txt'" if any(map(Path.is_dir, others)) else ""
+    print(f"not read of {dataset!r}: {some}{more}{then}", file=sys.stderr)
 
 
 class Sample:

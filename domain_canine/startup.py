@@ -9,13 +9,14 @@ import warnings
 from pathlib import Path
 
 import torch
+from accelerate.utils import gather_object
 from transformers import set_seed
 from transformers.trainer_utils import IntervalStrategy, enable_full_determinism
 from transformers.utils import logging as transformers_logging
 
 from . import checkpoints, reporting
 from .arguments import DataArguments, DomainTrainingArguments, ModelArguments
-from .errors import OwnError
+from .errors import UserError
 from .modeling_domain_canine import DomainCanineForMaskedLM
 from .run_file import refuse_changed_run, settings, write_run_file
 from .run_folder import RUN_FILE, RunFolder, agreed
@@ -79,11 +80,13 @@ def record(
         UserError: it has others, or the folder cannot be written.
     """
     now = settings(model_arguments, data_arguments, args, content)
-    if agreed(args, lambda: content) != content:
-        raise OwnError(
-            f"{socket.gethostname()} has other names than the main process: several machines need the same files, or a "
-            "prepared folder on a file system that they share"
-        )
+    if args.world_size > 1:
+        (first, known), *others = gather_object([(socket.gethostname(), content)])
+        if different := sorted({host for host, its in others if its != known}):
+            raise UserError(
+                f"{', '.join(different)} has other names than {first}: several machines need the same files, or a "
+                "prepared folder on a file system that they share"
+            )
     if checkpoint is not None and not args.allow_changed_run:
         refuse_changed_run(checkpoint, now)
     run.claim(lambda: write_run_file(args, now, data, checkpoint))

@@ -150,7 +150,8 @@ def test_a_dataset_is_a_file_a_folder_a_glob_or_an_id(tmp_path, capsys):
     assert capsys.readouterr().err == ""
     (tmp_path / "inner").mkdir()
     local_paths(str(tmp_path), tells=True)
-    told = f"not read of {str(tmp_path)!r}: inner/, readme.md; a quoted glob reaches all, as '{tmp_path}/**'\n"
+    glob = f"a quoted glob reaches folders within, as '{tmp_path}/**/*.txt'"
+    told = f"not read of {str(tmp_path)!r}: inner/, readme.md; {glob}\n"
     assert capsys.readouterr().err == told
     assert local_paths(str(tmp_path / "readme.md")) == [tmp_path / "readme.md"]
     assert local_paths("some/names") is None and open_source("sample").description

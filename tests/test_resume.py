@@ -11,7 +11,7 @@ from transformers import TrainerCallback
 
 from domain_canine import checkpoints
 from domain_canine.errors import Stopped, UserError
-from domain_canine.run_file import CONTENT, asked_anew, write_run_file
+from domain_canine.run_file import CONTENT, asked_anew, in_weights, write_run_file
 from domain_canine.run_folder import RUN_FILE
 from domain_canine.stopping import StopRequest
 
@@ -248,12 +248,58 @@ def test_after_another_question_the_best_is_looked_for_anew(tmp_path, told_losse
     assert "counted anew" not in capsys.readouterr().err
 
 
+def test_a_run_that_had_ended_keeps_its_best_whatever_would_be_asked_now(tmp_path, told_losses):
+    """And one that stopped early goes on, since its patience was with another question."""
+    told_losses(1.0, 5.0)
+    make_trainer(tmp_path).train()
+    (tmp_path / RUN_FILE).write_text(json.dumps([{"resumed_from": None}, {"resumed_from": 10, "asks_anew": True}]))
+    ended = make_trainer(tmp_path)
+    ended.train(resume_from_checkpoint=str(tmp_path / "checkpoint-10"))
+    assert ended.state.best_global_step == 5 and ended.save_final()[0] == "best"
+    told_losses(1.0, 5.0, 6.0)
+    stopped = make_trainer(tmp_path / "early", num_train_epochs=4, early_stopping_patience=1)
+    stopped.train()
+    assert stopped.state.global_step == 10
+    (tmp_path / "early" / RUN_FILE).write_text((tmp_path / RUN_FILE).read_text())
+    told_losses(9.0, 8.0)
+    on = make_trainer(tmp_path / "early", num_train_epochs=4, early_stopping_patience=1)
+    on.train(resume_from_checkpoint=str(tmp_path / "early" / "checkpoint-10"))
+    assert (on.state.global_step, on.state.best_global_step) == (20, 20)
+
+
+@pytest.mark.parametrize(
+    "begins, since",
+    [
+        ("0", 0), ("0 15! 5!", 5), ("0 800! 600!", 600), ("0 800! 600", 0), ("0 600! 800", 600), ("0 600! 0", 0), ("0 6! 6", 0), ("0 6! 6!", 6),
+    ],
+)  # fmt: skip
+def test_since_when_a_run_asks_the_same(tmp_path, begins, since):
+    starts = [{"resumed_from": int(each.strip("!")) or None, "asks_anew": "!" in each} for each in begins.split()]
+    (tmp_path / RUN_FILE).write_text(json.dumps(starts))
+    assert asked_anew(tmp_path) == since
+
+
+@pytest.mark.parametrize(
+    "begins, step, parts",
+    [
+        ((0, 300, 600), 200, [0]), ((0, 300, 600), 600, [0, 300]), ((0, 300, 500, 200), 900, [0, 200]),
+        ((0, 24, 24), 24, [0]), ((0, 0), 9, [0]), ((0, 5), float("inf"), [0, 5]),
+    ],
+)  # fmt: skip
+def test_which_starts_have_a_part_in_weights(begins, step, parts):
+    starts = [{"resumed_from": begin or None, "number": number} for number, begin in enumerate(begins)]
+    kept = in_weights(starts, step)
+    assert [start["resumed_from"] or 0 for start in kept] == parts
+    assert kept[-1]["number"] == max(n for n, begin in enumerate(begins) if begin == parts[-1])
+
+
 @pytest.mark.parametrize(
     "changed, anew",
     [
         ({}, False), ({"optim": "adafactor", "mlm_probability": 0.4, "names a step": 9}, False),
         ({"objective": "any_order"}, True), ({"validation_split": 0.2}, True), ({"max_length": 40}, True),
         ({"dataset": "elsewhere.txt"}, False), ({"dataset": "elsewhere.txt", CONTENT: "others"}, True),
+        ({"dataset": "elsewhere.txt", CONTENT: None}, True),
     ],
 )  # fmt: skip
 def test_what_makes_another_question(tmp_path, changed, anew):
@@ -263,5 +309,15 @@ def test_what_makes_another_question(tmp_path, changed, anew):
     }  # fmt: skip
     args = make_trainer(tmp_path).args
     write_run_file(args, before, {}, None)
+    if changed.get(CONTENT, "names") is None:  # of streams nobody knows it
+        before = before | {CONTENT: None}
+        (tmp_path / RUN_FILE).unlink()
+        write_run_file(args, before, {}, None)
     write_run_file(args, before | changed, {}, str(tmp_path / "checkpoint-6"))
     assert asked_anew(tmp_path) == (6 if anew else 0)
+    # A start that made no step is nothing to compare with.
+    write_run_file(args, before, {}, str(tmp_path / "checkpoint-6"))
+    assert asked_anew(tmp_path) == 0
+    (tmp_path / RUN_FILE).write_text("damaged")
+    write_run_file(args, before, {}, str(tmp_path / "checkpoint-6"))
+    assert asked_anew(tmp_path) == 6

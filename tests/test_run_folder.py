@@ -3,8 +3,10 @@
 import errno
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from contextlib import nullcontext
 from types import SimpleNamespace
 
@@ -234,17 +236,40 @@ def test_an_error_of_one_process_alone_is_told_by_it(monkeypatch, capsys, rank):
                            output_dir="none", records_steps=False, device="cuda:1")  # fmt: skip
     assert "the memory of cuda:1 is out" in told(out_of_memory(torch.OutOfMemoryError("CUDA out of memory."), args))
     assert ("error: of all" in told(UserError("of all"))) == (rank == 0)
-    assert ("no space is left" in told(OSError(errno.ENOSPC, "No space left on device"))) == (rank == 0)
+    assert "no space is left" in told(OSError(errno.ENOSPC, "No space left on device"))
+
+
+def test_a_script_hands_over_ctrl_c_after_its_imports():
+    """Meanwhile it has no traceback, and then the message of ``run``."""
+    script = [sys.executable, ROOT / "run_mlm_domains.py", "--help"]
+    with subprocess.Popen(script, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        time.sleep(0.5)  # imports take seconds
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert (out, err) == ("", "") and process.returncode == -signal.SIGINT
+    before, seen = signal.signal(signal.SIGINT, signal.SIG_DFL), []
+    try:
+        with pytest.raises(SystemExit):
+            run(lambda: seen.append(signal.getsignal(signal.SIGINT)))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert seen == [signal.default_int_handler]
 
 
 @pytest.mark.parametrize("alike", [True, False])
 def test_machines_with_other_names_do_not_train_together(tmp_path, monkeypatch, alike):
-    """Each would take its own for its share of the same names."""
-    monkeypatch.setattr("domain_canine.startup.agreed", lambda args, decide: decide() if alike else "the main one's")
+    """Each would take its own for its share of the same names; all of them are told."""
+    told = [
+        ("a", "content"),
+        ("b", "content"),
+        ("c", "content" if alike else "other"),
+        ("c", "other" if not alike else "content"),
+    ]
+    monkeypatch.setattr("domain_canine.startup.gather_object", lambda own: told)
     monkeypatch.setattr("domain_canine.startup.settings", lambda *args: {})
     claimed = []
     folder = SimpleNamespace(claim=claimed.append)
-    how = nullcontext() if alike else pytest.raises(UserError, match="has other names than the main process: .* share")
+    how = nullcontext() if alike else pytest.raises(UserError, match="^c has other names than a: .* share")
     with how:
-        startup.record(folder, SimpleNamespace(), None, None, "content", None, {})
+        startup.record(folder, SimpleNamespace(world_size=4), None, None, "content", None, {})
     assert len(claimed) == alike
