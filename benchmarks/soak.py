@@ -4,7 +4,8 @@
 
 A very small model, with saves and evaluations on the way. The resident memory of the training process and of its
 workers, and the open files of the first, are sampled twice a second. After a warm-up of a fifth of the steps the
-medians of the first and of the last tenth of the samples are compared: a save or an evaluation lies in few of them.
+medians of the first and of the last tenth of the samples are compared: a save lies in few of them, and samples of an
+evaluation, which has workers of its own, are left out.
 """
 
 import argparse
@@ -68,8 +69,10 @@ def figures(samples: list[dict[str, float]]) -> dict[str, float]:
     """Of the samples of a warm run."""
     if len(samples) < 10:
         raise UserError(f"{len(samples)} samples after the warm-up: give more --steps")
-    tenth = len(samples) // 10
-    ends = samples[:tenth], samples[-tenth:]
+    usual = statistics.mode(each["workers"] for each in samples)
+    calm = [each for each in samples if each["workers"] == usual]
+    tenth = max(1, len(calm) // 10)
+    ends = calm[:tenth], calm[-tenth:]
     first, last = ({name: statistics.median(each[name] for each in part) for name in part[0]} for part in ends)
     most = {name: max(each[name] for each in samples) for name in samples[0]}
     found = {
@@ -78,7 +81,7 @@ def figures(samples: list[dict[str, float]]) -> dict[str, float]:
         "growth_mb": last["memory"] - first["memory"],
         "worker_memory_first_mb": first["worker_memory"],
         "worker_growth_mb": last["worker_memory"] - first["worker_memory"],
-        "workers_first": first["workers"], "workers_last": last["workers"],
+        "workers": usual, "workers_most": most["workers"],
         "open_files_first": first["files"], "open_files_last": last["files"], "open_files_most": most["files"],
         "steps_per_s": (samples[-1]["step"] - samples[0]["step"]) / (samples[-1]["at"] - samples[0]["at"]),
     }  # fmt: skip

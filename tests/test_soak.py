@@ -8,9 +8,16 @@ from benchmarks import soak
 from domain_canine.errors import UserError
 
 
-def sampled(memory=lambda i: 500.0, files=lambda i: 26, count=200) -> list[dict]:
+def sampled(memory=lambda i: 500.0, files=lambda i: 26, count=200, workers=lambda i: 2) -> list[dict]:
     return [
-        {"at": i / 2, "step": 10 * i, "memory": memory(i), "files": files(i), "worker_memory": 700.0, "workers": 2}
+        {
+            "at": i / 2,
+            "step": 10 * i,
+            "memory": memory(i),
+            "files": files(i),
+            "worker_memory": 700.0,
+            "workers": workers(i),
+        }
         for i in range(count)
     ]
 
@@ -23,6 +30,8 @@ def test_growth_is_seen_and_a_save_is_none():
     assert (saves["open_files_first"], saves["open_files_last"], saves["open_files_most"]) == (26, 26, 31)
     leak = soak.figures(sampled(files=lambda i: 26 + i // 10))
     assert leak["open_files_last"] - leak["open_files_first"] == pytest.approx(18, abs=1)
+    evaluated = soak.figures(sampled(files=lambda i: 26 + 6 * (i > 150), workers=lambda i: 2 + (i > 150)))
+    assert (evaluated["open_files_last"], evaluated["workers"], evaluated["workers_most"]) == (26, 2, 3)
     with pytest.raises(UserError, match="give more --steps"):
         soak.figures(sampled(count=9))
 
