@@ -31,6 +31,7 @@ import torch
 from benchmarks.data_path import tell
 from benchmarks.launched import Launched
 from benchmarks.train_step import load_names, name_of, on, our_side, wait, with_items
+from domain_canine.arguments import EVALUATED, EVALUATED_ON_A_GPU
 from domain_canine.batches import NameBatches
 from domain_canine.configuration_domain_canine import DomainCanineConfig
 from domain_canine.corpus import load_corpus
@@ -48,7 +49,7 @@ EVERY = {"cpu": 4, "cuda": 64}  # steps of a log entry
 BEFORE = {"cpu": 1, "cuda": 3}  # entries that are not timed; on CUDA kernels are compiled and steps recorded meanwhile
 STEPS = {"cpu": 64, "cuda": 512}
 ROUNDS = {"cpu": 1, "cuda": 3}  # of the bare step
-EVALUATED = {"cpu": 256, "cuda": 4096}  # names a batch, as by default
+AT_ONCE = {"cpu": EVALUATED, "cuda": EVALUATED_ON_A_GPU}  # names of an evaluation, as by default
 BATCHES = {"cpu": 4, "cuda": 32}
 NARROW = {"hidden_size": 48, "intermediate_size": 48, "num_hash_buckets": 2048, "num_attention_heads": 12}
 # Flags that would change what is counted here, and those that the bare step takes over.
@@ -121,7 +122,7 @@ def bare(names: Path, steps: range, parsed) -> float:
 
 def evaluation(names: list[str], parsed) -> float:
     """Names a second of an evaluation, batches made before."""
-    size = EVALUATED[parsed.device]
+    size = AT_ONCE[parsed.device]
     rows = names[: size * BATCHES[parsed.device]]
     made = NameBatches(
         table_of(rows), np.array([len(name) for name in rows], np.uint8), DataCollatorForCodePointMasking(), size,

@@ -8,13 +8,16 @@ import torch
 from transformers import TrainingArguments
 from transformers.training_args import OptimizerNames
 
+from .cleaning import SPECIAL
 from .errors import UserError
 from .paths import user_path
+from .scoring_domain_canine import slots
 from .sources import SAMPLE
 
 DEFAULT_MODEL = "google/canine-c"
 DEFAULT_DATASET = "humbleworth/registered-domains"
 LONGEST_INPUT = 255  # 253 characters of a name, [CLS] and [SEP]
+EVALUATED, EVALUATED_ON_A_GPU = 256, 4096  # names a batch
 SHORTEST_INPUT = 8  # the shortest names (a.co) and their frame, with a little room
 
 
@@ -167,7 +170,7 @@ class DataArguments:
         for name in ("fixed_shapes", "slots_per_batch"):
             if self.streaming and getattr(self, name):
                 raise UserError(f"--{name} needs names that are prepared; leave it or --streaming out")
-        if self.slots_per_batch and self.slots_per_batch < (least := (self.max_length + 5) // 4 * 4):
+        if self.slots_per_batch and self.slots_per_batch < (least := slots(self.max_length - SPECIAL)):
             raise UserError(
                 f"--slots_per_batch {self.slots_per_batch} is less than one name of --max_length {self.max_length} "
                 f"takes, {least}; a few thousand suit"
@@ -183,7 +186,9 @@ class DomainTrainingArguments(TrainingArguments):
     output_dir: str | None = flag("./domain-canine-model", "Where checkpoints and the final model go.")
     num_train_epochs: float = flag(5, "Epochs.", aliases=["--epochs"])
     per_device_train_batch_size: int = flag(256, "Names a device and micro-step.", aliases=["--batch_size"])
-    per_device_eval_batch_size: int | None = flag(None, "Names a device in evaluation; by default 256, on a GPU 4096.")
+    per_device_eval_batch_size: int | None = flag(
+        None, f"Names a device in evaluation; by default {EVALUATED}, on a GPU {EVALUATED_ON_A_GPU}."
+    )
     gradient_accumulation_steps: int = flag(2, "Micro-steps a step; 256 x 2 are 512 names a step on one device.")
     learning_rate: float = flag(1e-5, "Highest learning rate.")
     weight_decay: float = flag(0.01, "Weight decay of AdamW.")
@@ -282,7 +287,7 @@ class DomainTrainingArguments(TrainingArguments):
         if self.per_device_eval_batch_size is None:
             # A processor starts the kernels of 256 names in more time than a GPU takes for them.
             at_once = self.device.type == "cuda" and not (self.torch_compile or self.sharded)
-            self.per_device_eval_batch_size = 4096 if at_once else 256
+            self.per_device_eval_batch_size = EVALUATED_ON_A_GPU if at_once else EVALUATED
         # Several GPUs take several processes (accelerate launch --multi_gpu); DataParallel would split ready batches.
         self._n_gpu = min(self._n_gpu, 1)
 

@@ -8,7 +8,7 @@ from .arguments import seed
 from .errors import UserError
 from .manifest import listed
 from .normalization_domain_canine import MAX_LABEL
-from .score import add_precision_argument
+from .score import add_table_arguments
 
 
 def add_parser(commands) -> None:
@@ -42,9 +42,7 @@ def add_parser(commands) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of draws and of --order random (default: %(default)s)")
     parser.add_argument("--exclude", metavar="FILE", help="names to leave out: registered ones, for example")
     parser.add_argument("--dataset_column", "--column", help="column of --exclude with the names: csv, tsv, parquet")
-    parser.add_argument("--output", help="file to make: .csv, .jsonl or .parquet; csv on standard output without it")
-    parser.add_argument("--overwrite", action="store_true", help="replace --output if it exists")
-    add_precision_argument(parser)
+    add_table_arguments(parser)
     parser.set_defaults(call=command)
 
 

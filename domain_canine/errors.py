@@ -5,7 +5,6 @@ import os
 import signal
 import sys
 from contextlib import suppress
-from signal import Signals
 
 
 class UserError(Exception):
@@ -26,7 +25,7 @@ class Stopped(BaseException):
     As KeyboardInterrupt it is no ``Exception``: whoever catches all errors of a library must not catch it.
     """
 
-    def __init__(self, number: Signals, told: str):
+    def __init__(self, number: signal.Signals, told: str):
         super().__init__(told)
         self.status = 128 + number
 
@@ -84,7 +83,7 @@ def run(main, after_interrupt: str = "") -> None:
             print(f"\ninterrupted{after_interrupt}", file=sys.stderr)
         status = 130
     except BrokenPipeError:  # whoever read standard output has seen enough
-        status = 128 + Signals.SIGPIPE
+        status = 128 + signal.SIGPIPE
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise

@@ -91,7 +91,7 @@ def choose_column(columns: list[str], wanted: str | None, where: str) -> str:
     """
     if wanted is None:
         known = [name for name in KNOWN_COLUMNS if name in columns]
-        known += [name for known in KNOWN_COLUMNS for name in columns if name.lower() == known]
+        known += [name for usual in KNOWN_COLUMNS for name in columns if name.lower() == usual]
         if not known and len(columns) != 1:
             raise BadInput(f"{where} has the columns {', '.join(columns)}; name one with --dataset_column")
         wanted = known[0] if known else columns[0]

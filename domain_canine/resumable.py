@@ -101,13 +101,10 @@ class ResumableTrainer(Trainer):
         return BatchLoader(self.eval_dataset if eval_dataset is None else eval_dataset, self.args)
 
     def _prepare_input(self, data):
-        if isinstance(data, torch.Tensor):
-            return self.on_the_way(data)
-        return super()._prepare_input(data)
-
-    def on_the_way(self, data: torch.Tensor) -> torch.Tensor:
         """On the device. Copies to CUDA, from pinned memory, are not waited for; MPS's would read what is gone."""
-        return data.to(self.args.device, non_blocking=self.args.device.type == "cuda")
+        if isinstance(data, torch.Tensor):
+            return data.to(self.args.device, non_blocking=self.args.device.type == "cuda")
+        return super()._prepare_input(data)
 
     # ---- steps
 

@@ -4,6 +4,8 @@ import sys
 
 from .errors import UserError
 
+SUFFIXES = ".csv, .jsonl or .parquet"
+
 
 def add_parser(commands) -> None:
     parser = commands.add_parser("score", help="how likely a model finds names, in total and for each character")
@@ -17,7 +19,7 @@ def add_parser(commands) -> None:
     parser.set_defaults(call=command)
 
 
-def add_rows_arguments(parser, suffixes: str = ".csv, .jsonl or .parquet") -> None:
+def add_rows_arguments(parser, suffixes: str = SUFFIXES) -> None:
     """What every command has that makes a row of each name."""
     parser.add_argument("model", help="a trained model: folder or Hub id")
     parser.add_argument(
@@ -25,12 +27,13 @@ def add_rows_arguments(parser, suffixes: str = ".csv, .jsonl or .parquet") -> No
         help="names; or a file, folder or quoted glob (txt, csv, tsv, parquet; gz, zst, bz2); or - for standard input",
     )  # fmt: skip
     parser.add_argument("--dataset_column", "--column", help="column with the names, for csv, tsv and parquet")
+    add_table_arguments(parser, suffixes)
+
+
+def add_table_arguments(parser, suffixes: str = SUFFIXES) -> None:
+    """What every command has that writes rows of a model's answers."""
     parser.add_argument("--output", help=f"file to make: {suffixes}; csv on standard output without it")
     parser.add_argument("--overwrite", action="store_true", help="replace --output if it exists")
-    add_precision_argument(parser)
-
-
-def add_precision_argument(parser) -> None:
     parser.add_argument(
         "--bf16", action="store_true",
         help="compute in bf16: quicker on GPUs and CPUs that do so, and less exact, by about 0.2%%",

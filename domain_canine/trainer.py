@@ -39,7 +39,7 @@ class DomainTrainer(ResumableTrainer):
     def _get_num_items_in_batch(self, batch_samples, device):
         """Summed weights of the targets of a whole step, over micro-batches and ranks."""
         items = sum(target_weight(batch) for batch in batch_samples)
-        return self.begin_step(batch_samples, self.on_the_way(items))
+        return self.begin_step(batch_samples, self._prepare_input(items))
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         loss, outputs, nats, weight = losses(model, inputs, num_items_in_batch)
@@ -157,12 +157,15 @@ class DomainTrainer(ResumableTrainer):
         if args.should_save:
             shutil.rmtree(run / checkpoints.WRITING, ignore_errors=True)
         if self._any(failure is not None):
-            kept, whole = run / f"checkpoint-{step}", checkpoints.whole_checkpoints(run)
-            then = "there is no checkpoint of them"
-            if whole:
-                then += f", but {whole[-1].name}: make room and give the command with --resume_from_checkpoint"
-            if checkpoints.is_whole(kept):
-                then = f"they are safe in {kept.name}: make room and give the command with --resume_from_checkpoint"
+            whole = [kept.name for kept in checkpoints.whole_checkpoints(run)]
+            remedy, then = (
+                "make room and give the command with --resume_from_checkpoint",
+                "there is no checkpoint of them",
+            )
+            if f"checkpoint-{step}" in whole:
+                then = f"they are safe in checkpoint-{step}: {remedy}"
+            elif whole:
+                then += f", but {whole[-1]}: {remedy}"
             raise UserError(f"the {which} weights could not be written to {str(run)!r} ({failure}); {then}")
         return which, metrics
 

@@ -21,7 +21,7 @@ from domain_canine.errors import UserError
 from domain_canine.masking import IGNORED
 from domain_canine.sample import sample_names
 from domain_canine.table import table_of
-from domain_canine.trainer import losses, target_weight
+from domain_canine.trainer import DomainTrainer, losses, target_weight
 
 
 def test_accumulation_does_not_change_the_losses(tmp_path):
@@ -210,7 +210,6 @@ def test_the_loss_of_the_whole_run_is_of_all_its_characters(finished, tmp_path, 
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
     assert entries(resumed, "train_loss")[-1] == pytest.approx(expected, rel=1e-6)
     skipping = make_trainer(tmp_path / "skips", max_skipped_steps=1)
-    step = skipping.training_step
     lost = iter([0.0, float("nan")])
     monkeypatch.setattr(
         skipping,
@@ -218,7 +217,7 @@ def test_the_loss_of_the_whole_run_is_of_all_its_characters(finished, tmp_path, 
         lambda *args, **kwargs: type(skipping).compute_loss(skipping, *args, **kwargs) * (1 + next(lost, 0.0)),
     )
     skipping.train()
-    assert step and skipping.finite.skipped == 1 and math.isfinite(entries(skipping, "train_loss")[0])
+    assert skipping.finite.skipped == 1 and math.isfinite(entries(skipping, "train_loss")[0])
 
 
 def test_small_weights_make_no_smaller_step(tmp_path):
@@ -259,12 +258,14 @@ def test_workers_of_an_evaluation_end_with_it(tmp_path):
     assert not trainer.get_eval_dataloader().persistent_workers
 
 
-def test_copies_are_waited_for_but_on_cuda(tmp_path):
+def test_copies_are_waited_for_but_on_cuda(monkeypatch):
     """MPS copies later, out of memory that may be another's then."""
-    trainer, asked = make_trainer(tmp_path), []
-    data = SimpleNamespace(to=lambda device, non_blocking: asked.append((device.type, non_blocking)))
+    data, asked = torch.zeros(1), []
+    monkeypatch.setattr(
+        torch.Tensor, "to", lambda self, device, non_blocking: asked.append((device.type, non_blocking))
+    )
     for kind in ("cuda", "mps", "cpu"):
-        trainer.on_the_way.__func__(SimpleNamespace(args=SimpleNamespace(device=torch.device(kind))), data)
+        DomainTrainer._prepare_input(SimpleNamespace(args=SimpleNamespace(device=torch.device(kind))), data)
     assert asked == [("cuda", True), ("mps", False), ("cpu", False)]
 
 
