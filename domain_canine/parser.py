@@ -54,7 +54,7 @@ class Parser(HfArgumentParser):
     def _from_file(self, path: Path) -> list[str]:
         """The file's entries as flags, so that types, choices and aliases are those of the command line."""
         try:
-            entries = yaml.safe_load(path.read_text())  # JSON is YAML
+            entries = yaml.load(path.read_text(), _EachOnce)  # JSON is YAML
         except OSError as error:
             raise UserError(f"cannot read {str(path)!r}: {error.strerror}") from error
         except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -74,3 +74,13 @@ class Parser(HfArgumentParser):
                 values = value if isinstance(value, list) else [json.dumps(value) if isinstance(value, dict) else value]
                 arguments += [f"--{name}", *map(str, values)]
         return arguments
+
+
+class _EachOnce(yaml.SafeLoader):
+    """A name that is given twice is a mistake; YAML's own loader takes the last."""
+
+    def construct_mapping(self, node, deep=False):
+        names = [name.value for name, _ in node.value]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise yaml.YAMLError(f"{twice[0]} is given twice")
+        return super().construct_mapping(node, deep)

@@ -249,6 +249,15 @@ def test_a_trained_model_is_continued_with_its_head(tmp_path, model):
     assert torch.equal(again.lm_head.decoder.weight, model.lm_head.decoder.weight)
 
 
+@pytest.mark.parametrize("objective", ["mlm", "any_order"])
+def test_another_objective_than_a_model_had_is_told(tmp_path, model, objective, capsys):
+    model.config.objective = "any_order"
+    model.save_pretrained(tmp_path)
+    assert build_model(ModelArguments(model_name_or_path=str(tmp_path)), objective).config.objective == objective
+    told = capsys.readouterr().err
+    assert ("was trained with --objective any_order, not mlm" in told) == (objective == "mlm")
+
+
 def test_a_checkpoint_of_bf16_is_trained_in_fp32(tmp_path, model):
     """A rate of 1e-5 moves few weights of bf16, and a GPU's recorded gradients are of fp32."""
     model.bfloat16().save_pretrained(tmp_path)
