@@ -26,13 +26,14 @@ from domain_canine.model_card import write_card
 from domain_canine.parser import Parser
 from domain_canine.predictions import write_report
 from domain_canine.pretrained import build_tokenizer
+from domain_canine.quiet import silence_libraries
 from domain_canine.run_folder import RunFolder
 from domain_canine.sharing import push_to_hub
 from domain_canine.stopping import StopRequest
 
 
 def main() -> int:
-    startup.silence_libraries()
+    silence_libraries()
     parser = Parser(
         (ClassifierArguments, ClassifyDataArguments, ClassifyTrainingArguments), description=__doc__.splitlines()[0]
     )

@@ -16,20 +16,22 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # nor does Ctrl-C want a traceback of imports
 
 from domain_canine import reporting, startup
-from domain_canine.arguments import DataArguments, DomainTrainingArguments, ModelArguments
+from domain_canine.arguments import DataArguments, ModelArguments
 from domain_canine.data import build_batches, build_collator
 from domain_canine.errors import run
 from domain_canine.model_card import write_card
 from domain_canine.parser import Parser
 from domain_canine.pretrained import build_model, build_tokenizer
+from domain_canine.quiet import silence_libraries
 from domain_canine.run_folder import RunFolder
 from domain_canine.sharing import push_to_hub
 from domain_canine.stopping import StopRequest
 from domain_canine.trainer import DomainTrainer
+from domain_canine.training_arguments import DomainTrainingArguments
 
 
 def main() -> int:
-    startup.silence_libraries()
+    silence_libraries()
     parser = Parser((ModelArguments, DataArguments, DomainTrainingArguments), description=__doc__.splitlines()[0])
     arguments = parser.parse(sys.argv[1:])
     with StopRequest(PARENT) as stop, RunFolder(arguments[-1]) as run_folder:

@@ -31,7 +31,6 @@ import torch
 from benchmarks.data_path import tell
 from benchmarks.launched import Launched
 from benchmarks.train_step import load_names, name_of, on, our_side, wait, with_items
-from domain_canine.arguments import EVALUATED, EVALUATED_ON_A_GPU
 from domain_canine.batches import NameBatches
 from domain_canine.configuration_domain_canine import DomainCanineConfig
 from domain_canine.corpus import load_corpus
@@ -43,6 +42,7 @@ from domain_canine.prepare import Settings
 from domain_canine.pretrained import SIZES
 from domain_canine.recorded import cut, largest_pass
 from domain_canine.table import table_of
+from domain_canine.training_arguments import EVALUATED, EVALUATED_ON_A_GPU
 
 CORPUS = 255_000_000  # names of the published data, of which 90% are an epoch
 EVERY = {"cpu": 4, "cuda": 64}  # steps of a log entry

@@ -30,8 +30,8 @@ from domain_canine.onnx_graphs import FillMask, export, open_session
 from domain_canine.onnx_graphs import run as run_session
 from domain_canine.onnx_int8 import like_lengths, quantize
 from domain_canine.pretrained import SIZES, load_model
+from domain_canine.quiet import silence_libraries
 from domain_canine.scoring_domain_canine import encode, is_usual, log_probabilities, score_names
-from domain_canine.startup import silence_libraries
 from domain_canine.tokenization_domain_canine import PAD
 
 COUNT = 512  # names of a round

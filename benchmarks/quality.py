@@ -24,7 +24,7 @@ from domain_canine.metrics import SUMS, figures, masked_sums, suffix_positions
 from domain_canine.normalization_domain_canine import NAME_CHARACTERS
 from domain_canine.prepare import Settings
 from domain_canine.pretrained import load_model
-from domain_canine.startup import silence_libraries
+from domain_canine.quiet import silence_libraries
 from domain_canine.table import NameTable, characters, spans
 
 CHARACTERS = NAME_CHARACTERS + "."

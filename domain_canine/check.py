@@ -13,9 +13,8 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from .errors import UserError
+from .errors import UserError, first_line
 from .paths import user_path
-from .run_folder import refuse_foreign_folder
 
 # What the code is tested with, at least and at most; the same ranges as in pyproject.toml (a test holds them together).
 RANGES = (
@@ -24,6 +23,7 @@ RANGES = (
     "accelerate>=1.12",
     "numpy>=1.26,<2.0",
     "pyarrow>=15,<26",
+    "packaging>=21",
     "datasets>=4",
     "duckdb>=1.1",
     "filelock>=3.12",
@@ -38,6 +38,7 @@ RANGES = (
 )
 OPTIONAL = {"wandb": "--use_wandb", "evaluate": "the metric module"}
 MISSING = "not installed"
+BROKEN = "mend what fails above; if nothing does, install again what this names"
 FREE_GB = 9  # of the base size: three checkpoints, the best, and one that is written, 1.6 GB each; the final model
 
 
@@ -63,10 +64,17 @@ def rows(dataset: str, model: str, output_dir: str) -> Iterator[Row]:
     for name, needed_for in OPTIONAL.items():
         found = _version(name)
         yield Row(name, found or MISSING, "" if found else f"only for {needed_for}: pip install {name}", False)
-    yield from _device()
-    yield _disk(user_path(output_dir))
-    yield _tried("data", "dataset", dataset, lambda: _first_name(dataset))
-    yield _tried("model", "model", model, lambda: _model(model))
+    looks = {
+        "device": _device,
+        "output": lambda: [_disk(user_path(output_dir))],
+        "data": lambda: [_tried("data", "dataset", dataset, lambda: _first_name(dataset))],
+        "model": lambda: [_tried("model", "model", model, lambda: _model(model))],
+    }
+    for what, look in looks.items():
+        try:
+            yield from look()
+        except Exception as error:  # imports of what is missing or broken raise all kinds
+            yield Row(what, f"not seen: {first_line(error)}", BROKEN)
 
 
 def _version(name: str) -> str | None:
@@ -111,6 +119,8 @@ def _device() -> Iterator[Row]:
 
 
 def _disk(folder: Path) -> Row:
+    from .run_folder import refuse_foreign_folder
+
     existing = next(parent for parent in (folder.resolve(), *folder.resolve().parents) if parent.exists())
     free = shutil.disk_usage(existing).free / 2**30
     try:
@@ -134,7 +144,8 @@ def _first_name(dataset: str) -> str:
     from .cleaning import Cleaner
     from .manifest import is_prepared, read_manifest
     from .remote import open_stream
-    from .sources import SAMPLE, open_source
+    from .sample import SAMPLE
+    from .sources import open_source
 
     if is_prepared(folder := user_path(dataset)):
         return f"prepared, {read_manifest(folder)['counts']['kept']:,} names"

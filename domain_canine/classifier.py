@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from .arguments import DEFAULT_MODEL, launcher_says
+from .arguments import DEFAULT_MODEL
 from .classify_arguments import ClassifierArguments, ClassifyDataArguments
 from .configuration_domain_canine import AUTO_MAP, PIPELINES, DomainCanineConfig
 from .errors import UserError
@@ -15,6 +15,7 @@ from .labelled import LabelledNames
 from .modeling_domain_canine import DomainCanineForSequenceClassification
 from .pretrained import SIZES, load_model
 from .trainer import DomainTrainer
+from .training_arguments import launcher_says
 
 # Linear layers of Transformer layers, all of them (Dettmers et al. 2023, arXiv:2305.14314).
 _ADAPTED = r"canine\..*\.layer\.\d+\..*(query|key|value|dense)"

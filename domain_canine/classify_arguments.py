@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from .arguments import DEFAULT_MODEL, DomainTrainingArguments, flag, one_origin, positive, seed, share
+from .arguments import DEFAULT_MODEL, flag, one_origin, positive, seed, share
 from .errors import UserError
+from .training_arguments import DomainTrainingArguments
 
 CLASS_METRICS = ("loss", "accuracy", "macro_f1", "auc", "recall_at_fpr_0.01", "recall_at_fpr_0.001")
 NUMBER_METRICS = ("loss", "rmse", "mae", "r2", "spearman")

@@ -10,6 +10,7 @@ from . import classify, complete, embed, export, report, score
 from .arguments import DEFAULT_DATASET, DEFAULT_MODEL, DataArguments, seed
 from .errors import UserError, run
 from .paths import user_path
+from .quiet import silence_libraries
 
 
 class _Parser(argparse.ArgumentParser):
@@ -138,14 +139,18 @@ def fill_command(arguments) -> int:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    from .startup import silence_libraries
-
     parsed = build_parser().parse_args(arguments)
     silence_libraries()
     # Batches have all kinds of shapes here; of its 1,024 last ones oneDNN would keep what it made for them, 160 MB.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
     call: Callable[..., int] = parsed.call
-    return call(parsed)
+    try:
+        return call(parsed)
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"{error.name} is not installed in {sys.prefix}: pip install -r requirements.txt; "
+            "python -m domain_canine check tells what else is missing"
+        ) from error
 
 
 def entry() -> None:

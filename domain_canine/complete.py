@@ -6,7 +6,6 @@ from collections import Counter
 
 from .arguments import seed
 from .errors import UserError
-from .manifest import listed
 from .normalization_domain_canine import MAX_LABEL
 from .score import add_table_arguments
 
@@ -94,6 +93,7 @@ def _length(text):
 
 
 def _excluded(arguments):
+    from .manifest import listed
     from .rows import read_rows
 
     names, reasons = set(), Counter()

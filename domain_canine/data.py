@@ -5,7 +5,7 @@ import sys
 
 from transformers.trainer_utils import IntervalStrategy
 
-from .arguments import DataArguments, DomainTrainingArguments
+from .arguments import DataArguments
 from .batches import NameBatches
 from .connection import is_url
 from .corpus import SMALL, load_corpus
@@ -15,9 +15,11 @@ from .masking import DataCollatorForCodePointMasking
 from .paths import user_path
 from .prepare import Settings
 from .remote import open_stream
+from .sample import SAMPLE
 from .sampling import names_within
-from .sources import SAMPLE, local_paths
+from .sources import local_paths
 from .streams import StreamBatches
+from .training_arguments import DomainTrainingArguments
 
 EVERY = 10_000  # steps between evaluations of a stream that does not tell its length
 

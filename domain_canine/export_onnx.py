@@ -4,9 +4,6 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-from packaging.requirements import Requirement
-
-from .check import MISSING, package
 from .errors import UserError
 from .export_folder import made_whole, refuse_other_folder
 from .normalization_domain_canine import MAX_NAME
@@ -99,6 +96,10 @@ def _size(path):
 
 def _refuse(arguments, folder):
     """What can be told before the model is loaded."""
+    from packaging.requirements import Requirement
+
+    from .check import MISSING, package
+
     rows = {line: package(Requirement(line)) for line in PACKAGES}
     # A build with another name, onnxruntime-gpu, is the module of this one and "not installed".
     if lacking := [

@@ -50,7 +50,7 @@ PIECE_ROWS = 1 << 17  # lines cleaned at once: of junk each leaves a Python obje
 MALFORMED_BYTES = 300  # what a malformed row is counted as
 SHARD_ROWS = 4_000_000  # names of a shard, about 80 MB
 ROW_GROUP = 1 << 15  # names; a range of keys is found by the smallest and largest of each group
-LEAST_MEMORY = 1.0  # GB; the libraries alone take 0.5
+LEAST_MEMORY = 1.0  # GB; half for the libraries: 0.2 of `prepare`, 0.5 where a training prepares its names
 _ORDER = 302  # the order's own kind of draw
 
 

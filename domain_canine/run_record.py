@@ -10,12 +10,13 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from transformers.trainer import TRAINER_STATE_NAME
 
-from .arguments import DEFAULT_MODEL, DataArguments, DomainTrainingArguments, ModelArguments
+from .arguments import DEFAULT_MODEL, DataArguments, ModelArguments
 from .checkpoints import step_of, whole_checkpoints
 from .classify_arguments import ClassifierArguments, ClassifyDataArguments, ClassifyTrainingArguments
 from .errors import UserError, first_line
 from .run_file import in_weights
 from .run_folder import LAST_EXIT, RUN_FILE
+from .training_arguments import DomainTrainingArguments
 
 FINAL = "model.safetensors"
 # Told in any case; the other arguments where they differ from their defaults.

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from itertools import accumulate, islice
 from random import Random
 
+SAMPLE = "sample"  # what --dataset calls it
 # Suffixes and their weights, by the mix of languages seen under them.
 _SUFFIXES = {
     "world": """com 7600 net 440 info 170 eu 120 online 130 site 75 store 85 club 45 us 75 co 75 biz 50 me 42 live 28

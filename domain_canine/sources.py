@@ -16,9 +16,7 @@ from .hub import Hub
 from .manifest import MANIFEST, SHOWN, STATE, is_prepared
 from .paths import user_path
 from .readers import COMPRESSED, Block, kind_of, lines_of, path_of, read
-from .sample import sample_names
-
-SAMPLE = "sample"
+from .sample import SAMPLE, sample_names
 
 
 def open_source(dataset: str, column: str | None = None):

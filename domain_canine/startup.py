@@ -1,39 +1,22 @@
-"""Before the first step: quiet libraries, the checkpoint, seeds, and the table that says what will happen."""
+"""Before the first step: the checkpoint, seeds, and the table that says what will happen."""
 
-import logging
 import math
-import os
 import socket
 import sys
-import warnings
 from pathlib import Path
 
 import torch
 from accelerate.utils import gather_object
 from transformers import set_seed
 from transformers.trainer_utils import IntervalStrategy, enable_full_determinism
-from transformers.utils import logging as transformers_logging
 
 from . import checkpoints, reporting
-from .arguments import DataArguments, DomainTrainingArguments, ModelArguments
+from .arguments import DataArguments, ModelArguments
 from .errors import UserError
 from .modeling_domain_canine import DomainCanineForMaskedLM
 from .run_file import refuse_changed_run, settings, write_run_file
 from .run_folder import RUN_FILE, RunFolder, agreed
-
-
-def silence_libraries() -> None:
-    """Hide warnings that a user can do nothing about, and progress bars of loading and saving."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # trainer_utils warns of another batch a device in a resume, which may be the same run: run_file.py finds out.
-    for name in (
-        "torch.distributed", "accelerate", "datasets", "huggingface_hub", "httpx", "httpx2",
-        "transformers.trainer_utils",
-    ):  # fmt: skip
-        logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    warnings.filterwarnings("ignore", category=UserWarning, module=r"(torch|transformers|accelerate|datasets)\b")
-    transformers_logging.disable_progress_bar()
+from .training_arguments import DomainTrainingArguments
 
 
 def find_checkpoint(args) -> str | None:

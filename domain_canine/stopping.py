@@ -8,8 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import psutil
-
 from .errors import Stopped, speaks
 
 # A closed terminal is SIGHUP; nohup has it ignored, and it stays so.
@@ -74,6 +72,8 @@ class StopRequest:
 
 def _launcher(parent):
     """The parent's process number if it is a launcher, else 0: a run that nohup has started outlives its shell."""
+    import psutil
+
     try:
         launched = {Path(word).name for word in psutil.Process(parent).cmdline()} & LAUNCHERS
     except psutil.Error:  # it has died meanwhile

@@ -13,10 +13,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import run_mlm_domains  # noqa: E402
 from domain_canine import memory, trainer  # noqa: E402
-from domain_canine.arguments import DomainTrainingArguments  # noqa: E402
 from domain_canine.errors import run  # noqa: E402
 from domain_canine.pretrained import build_model  # noqa: E402
 from domain_canine.recorded import Record, RecordedSteps  # noqa: E402
+from domain_canine.training_arguments import DomainTrainingArguments  # noqa: E402
 
 REPLAYED = []  # rows
 

@@ -10,12 +10,12 @@ from conftest import SMALL
 from transformers import TrainerCallback
 
 from domain_canine import DataCollatorForCodePointMasking, DomainCanineConfig, DomainCanineForMaskedLM
-from domain_canine.arguments import DomainTrainingArguments
 from domain_canine.batches import NameBatches
 from domain_canine.pretrained import build_tokenizer
 from domain_canine.sample import sample_names
 from domain_canine.table import table_of
 from domain_canine.trainer import DomainTrainer
+from domain_canine.training_arguments import DomainTrainingArguments
 
 NAMES = 150
 

@@ -6,9 +6,10 @@ import yaml
 from accelerate.state import AcceleratorState
 from small_runs import make_trainer
 
-from domain_canine.arguments import DataArguments, DomainTrainingArguments, ModelArguments, code_point
+from domain_canine.arguments import DataArguments, ModelArguments, code_point
 from domain_canine.errors import UserError
 from domain_canine.parser import Parser
+from domain_canine.training_arguments import DomainTrainingArguments
 
 
 def parse(*arguments: str):

@@ -1,6 +1,8 @@
 """``python -m domain_canine check``, ``prepare`` and ``fill``."""
 
 import json
+import subprocess
+import sys
 import tomllib
 
 import pytest
@@ -146,6 +148,48 @@ def test_check_names_the_remedy_of_each_failure(monkeypatch, capsys, tmp_path):
                  "no model folder './missing'"):  # fmt: skip
         assert part in said, (part, said)
     assert "  ok  transformers" in said
+
+
+# A process that has none of these modules; prints what of PyTorch and transformers it has loaded in the end.
+WITHOUT = """
+import sys
+for name in sys.argv.pop(1).split(","):
+    sys.modules[name] = None
+from domain_canine import cli
+try:
+    status = cli.main(sys.argv[1:])
+except cli.UserError as error:
+    status = f"error: {error}"
+loaded = {"numpy", "torch", "transformers"} & {name for name, module in sys.modules.items() if module}
+print(status, *sorted(loaded))
+"""
+
+
+def ask_without(modules, *arguments):
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT, modules, *arguments], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_check_tells_what_is_missing_where_next_to_nothing_is_there(tmp_path):
+    modules = "torch,transformers,numpy,pyarrow,huggingface_hub,accelerate,requests,psutil,yaml,tqdm,filelock,idna"
+    said = ask_without(modules, "check", "--dataset", "sample", "--output_dir", str(tmp_path / "new"))
+    for row in ("device", "output", "data", "model"):
+        assert any(line.startswith(f"FAIL  {row} ") and "not seen: import of" in line for line in said), said
+    assert said[-1] == "1"
+
+
+def test_a_command_names_the_module_that_is_missing(tmp_path):
+    [told] = ask_without("numpy", "prepare", "sample", "--output", str(tmp_path / "out"))
+    assert told.startswith("error: numpy is not installed in ") and "pip install -r requirements.txt" in told
+
+
+def test_names_are_prepared_without_pytorch(tmp_path):
+    """It takes seconds to import, and 0.3 GB of what --memory leaves, with CUDA 0.5."""
+    *_, loaded = ask_without("", "prepare", "sample", "--num_samples", "100", "--output", str(tmp_path / "out"))
+    assert loaded == "0 numpy"
 
 
 def test_the_ranges_are_those_of_the_package():

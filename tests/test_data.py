@@ -3,12 +3,13 @@
 import pytest
 
 from domain_canine import DataCollatorForCodePointMasking
-from domain_canine.arguments import DataArguments, DomainTrainingArguments, ModelArguments
+from domain_canine.arguments import DataArguments, ModelArguments
 from domain_canine.data import build_batches, build_collator
 from domain_canine.errors import UserError
 from domain_canine.prepare import Settings, prepare
 from domain_canine.run_file import settings
 from domain_canine.sources import open_source
+from domain_canine.training_arguments import DomainTrainingArguments
 
 
 def test_flags_reach_the_collator_and_the_batches(tmp_path, names_file, config):

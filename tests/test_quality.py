@@ -17,7 +17,7 @@ from benchmarks.quality import (
     model_figures,
     validation_batches,
 )
-from domain_canine.arguments import DataArguments, DomainTrainingArguments
+from domain_canine.arguments import DataArguments
 from domain_canine.configuration_domain_canine import DomainCanineConfig
 from domain_canine.corpus import Corpus, load_corpus
 from domain_canine.data import build_batches, build_collator
@@ -27,6 +27,7 @@ from domain_canine.pretrained import SIZES
 from domain_canine.sample import sample_names
 from domain_canine.table import table_of
 from domain_canine.trainer import DomainTrainer
+from domain_canine.training_arguments import DomainTrainingArguments
 
 A, B, C = range(3)
 KINDS = ["perplexity", "perplexity_name", "perplexity_suffix"]

@@ -14,7 +14,7 @@ from small_runs import assert_equal, entries, make_trainer, weights
 from transformers import TrainerCallback
 
 from domain_canine import DataCollatorForCodePointMasking, checkpoints
-from domain_canine.arguments import DataArguments, DomainTrainingArguments
+from domain_canine.arguments import DataArguments
 from domain_canine.batches import NameBatches
 from domain_canine.callbacks import StreamEpoch, evaluation_line
 from domain_canine.cleaning import hash_array, on_validation_side
@@ -27,6 +27,7 @@ from domain_canine.remote import FileStream, open_stream
 from domain_canine.sample import sample_names
 from domain_canine.streams import StreamBatches
 from domain_canine.trainer import DomainTrainer
+from domain_canine.training_arguments import DomainTrainingArguments
 
 NAMES = sample_names(400)
 
