@@ -115,6 +115,7 @@ class DomainTrainingArguments(TrainingArguments):
             )
         if self.early_stopping_patience and self.eval_strategy == "no":
             self.early_stopping_patience = 0
+        self.use_cpu = self.use_cpu or launcher_says("CPU")  # which the Trainer does not look at
         self._choose_precision()
         if "ACCELERATE_MIXED_PRECISION" in os.environ:  # the launcher's, which may be another
             os.environ["ACCELERATE_MIXED_PRECISION"] = "no" if self.precision == "fp32" else self.precision
@@ -147,7 +148,7 @@ class DomainTrainingArguments(TrainingArguments):
         """
         if self.no_mixed_precision and (self.bf16 or self.fp16):
             raise UserError("--no_mixed_precision and --bf16 or --fp16 contradict each other; give one of them")
-        if self.use_cpu or launcher_says("CPU") or not torch.cuda.is_available():
+        if self.use_cpu or not torch.cuda.is_available():
             if self.fp16:
                 raise UserError("--fp16 is for CUDA, and this run is on a CPU, or a GPU of another kind; leave it out")
             return

@@ -126,6 +126,22 @@ def on_gpus(monkeypatch, args, processes: int) -> None:
     monkeypatch.setattr(type(args), "world_size", processes)
 
 
+@pytest.mark.parametrize("launcher", ["True", "false"])
+def test_a_launcher_of_a_cpu_run_is_heeded_where_a_gpu_is(monkeypatch, launcher):
+    """accelerate would put the model on the CPU, and the Trainer its batches on the GPU."""
+    for name, found in {"is_available": True, "device_count": 1, "set_device": None, "is_bf16_supported": True,
+                        "get_device_capability": (9, 0)}.items():  # fmt: skip
+        monkeypatch.setattr(torch.cuda, name, lambda *args, found=found, **kwargs: found)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", launcher)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    try:
+        args = parse("--tf32", "false")[2]  # which asks the GPU itself
+        told = args.device.type, args.precision, args.records_steps, args.per_device_eval_batch_size
+        assert told == (("cpu", "fp32", False, 256) if launcher == "True" else ("cuda", "bf16", True, 4096))
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+
+
 @pytest.mark.parametrize("kind", ["FSDP", "DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG"])
 def test_a_launcher_of_sharded_runs_records_nothing(monkeypatch, kind):
     args = parse("--use_cpu")[2]
