@@ -17,6 +17,7 @@ computed, and what is left of a step on a CPU is what a GPU waits for, Python an
 
 import argparse
 import json
+import os
 import shutil
 import statistics
 import subprocess
@@ -54,7 +55,8 @@ BATCHES = {"cpu": 4, "cuda": 32}
 NARROW = {"hidden_size": 48, "intermediate_size": 48, "num_hash_buckets": 2048, "num_attention_heads": 12}
 # Flags that would change what is counted here, and those that the bare step takes over.
 REFUSED = ("--batch_size", "--per_device_train_batch_size", "--gradient_accumulation_steps", "--slots_per_batch")
-SAMPLES = ["nvidia-smi", "-i", "0", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", "-lms", "200"]
+GPU = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]  # the first that is seen
+SAMPLES = ["nvidia-smi", "-i", GPU, "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", "-lms", "200"]
 
 
 class Busy:

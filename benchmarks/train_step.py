@@ -10,6 +10,7 @@ fp32 on a CPU), with fused AdamW, and take turns; medians of the rounds are told
 """
 
 import argparse
+import gc
 import json
 import resource
 import statistics
@@ -28,6 +29,7 @@ from domain_canine.batches import NameBatches
 from domain_canine.cleaning import SPECIAL
 from domain_canine.configuration_domain_canine import DomainCanineConfig
 from domain_canine.errors import run
+from domain_canine.guards import memory_is_out
 from domain_canine.masking import IGNORED, DataCollatorForCodePointMasking
 from domain_canine.modeling_domain_canine import DomainCanineForMaskedLM, DomainCanineLMHead
 from domain_canine.pretrained import SIZES
@@ -42,7 +44,7 @@ BATCHES = {"cpu": 8, "cuda": 64}  # of a round, short and long names in their pr
 NAMES = {("cpu", "tiny"): 512, ("cpu", "small"): 512, ("cpu", "base"): 128}  # a batch; CUDA 256
 SWEEP = (256, 512, 1024, 2048, 4096, 8192)
 ROUNDS = 5
-WARM = {"cpu": 1, "cuda": 2}  # rounds before; on CUDA the second records
+WARM = {"cpu": 1, "cuda": 3}  # rounds before; on CUDA the second records, the third again what gave way to longer ones
 
 
 class StockMaskedLM(nn.Module):
@@ -261,12 +263,15 @@ def sweep(names: list[str], parsed: argparse.Namespace) -> list[dict[str, float]
             for batch in mine * WARM[device]:
                 ours.step(batch)
             rate = statistics.median(ours.names_per_s(mine) for _ in range(parsed.rounds))
-        except torch.cuda.OutOfMemoryError:
+        except RuntimeError as error:
+            if not memory_is_out(error):
+                raise
             break
         told = {"batch": size, "names_per_s": round(rate), "peak_memory_mb": round(peak_memory(device))}
         rows.append(told | utilisation(config, batches, rate, peak))
         print(json.dumps(rows[-1]), file=sys.stderr)
         del ours, mine
+        gc.collect()  # a side and its records hold each other, and the next one's memory is counted
     return rows
 
 

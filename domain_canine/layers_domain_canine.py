@@ -370,6 +370,7 @@ class MoleculesToCharacters(nn.Module):
         """(B, S, D) characters, (B, M, D) molecules -> (B, S, D)."""
         of_characters, of_molecules = self.conv.weight.chunk(2, dim=1)
         if fused := kernels(characters):
+            characters = characters.to(precision(characters))  # an adapter's normalisation leaves fp32
             taps = of_characters.permute(2, 1, 0).to(characters.dtype).contiguous()
             states = fused.WindowProducts.apply(characters, taps, self.padding[0])
             states = states + self._repeated(molecules, of_molecules, self.conv.bias)

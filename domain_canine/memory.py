@@ -107,13 +107,14 @@ def _try(trainer) -> None:
     buckets = args.world_size > 1 and not args.records_steps
     size = sum(parameter.numel() for parameter in model.parameters()) * (2 + buckets)
     held = [torch.empty(size, device=args.device)]
+    before = torch.cuda.memory_allocated() if args.records_steps else 0
     # The second pass is beside the gradients of the first, and beside what a record of it holds.
     for _ in range(2 if args.records_steps else min(2, args.gradient_accumulation_steps)):
         with trainer.accelerator.autocast():
             loss = model(**batch).loss
         loss.backward()
         if args.records_steps and len(held) == 1:
-            of_a_pass = torch.cuda.max_memory_allocated() - torch.cuda.memory_allocated()
+            of_a_pass = torch.cuda.max_memory_allocated() - before
             held.append(torch.empty(of_a_pass, dtype=torch.uint8, device=args.device))
 
 

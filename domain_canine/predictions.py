@@ -41,6 +41,7 @@ def write_report(args, side: Labelled, kind: LabelFigures) -> None:
         UserError: they cannot be written.
     """
     run = Path(args.output_dir)
+    torch.backends.fp32_precision = "none"  # as where `classify` computes: thresholds are for what it will tell
     model = load_model(str(run), trained=True, kind=DomainCanineForSequenceClassification).to(args.device).eval()
     names = side.names.to_pylist()
     outputs = classify_names(model, names)

@@ -20,6 +20,7 @@ from domain_canine import (
     DomainCanineForSequenceClassification,
     checkpoints,
     cli,
+    predictions,
 )
 from domain_canine.classification import LabelFigures
 from domain_canine.classifier import ClassifierTrainer, build_classifier, class_weights
@@ -112,7 +113,12 @@ print(json.dumps(told | {"width": len(embed(names[0])["embedding"])}))
 
 
 def test_a_run_learns_and_leaves_a_model_that_loads_by_itself(files, tmp_path, monkeypatch, capfd):
-    folder = tmp_path / "run"
+    folder, told = tmp_path / "run", []
+    monkeypatch.setattr(torch.backends, "fp32_precision", "tf32")  # as the Trainer leaves it on a GPU
+    monkeypatch.setattr(
+        predictions, "classify_names",
+        lambda *given: told.append(torch.backends.fp32_precision) or classify_names(*given),
+    )  # fmt: skip
     flags = [
         "--output_dir",
         folder,
@@ -124,6 +130,7 @@ def test_a_run_learns_and_leaves_a_model_that_loads_by_itself(files, tmp_path, m
         "com",
     ]
     assert run(monkeypatch, files, *flags) == 0
+    assert told == ["none"]  # as in the process of `classify`, for which thresholds are told
     said = capfd.readouterr().err
     for part in ("400 rows read", "com ", "saved the best weights", "macro f1", "taken for", "from which on"):
         assert part in said, part

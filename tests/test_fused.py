@@ -60,3 +60,22 @@ def test_what_is_watched_replaced_or_quantised_is_called_itself(config, monkeypa
     assert called == ([] if part == "weight" else [part])
     with pytest.raises(AssertionError, match="a kernel of"):
         layer.attention["output"](states, states)
+
+
+def test_characters_are_projected_in_the_precision_of_products(config, monkeypatch):
+    """Adapters have their layers normalised by PyTorch, which leaves fp32 under autocast."""
+    seen = []
+
+    class Products:
+        @staticmethod
+        def apply(states, weights, left):
+            seen.append((states.dtype, weights.dtype))
+            return states
+
+    norm = SimpleNamespace(apply=lambda states, *given: states)
+    monkeypatch.setattr(layers, "kernels", lambda states: SimpleNamespace(WindowProducts=Products, ResidualNorm=norm))
+    with torch.autocast("cpu", torch.bfloat16):
+        layers.MoleculesToCharacters(config)(
+            torch.randn(2, 8, config.hidden_size), torch.randn(2, 2, config.hidden_size)
+        )
+    assert seen == [(torch.bfloat16, torch.bfloat16)]

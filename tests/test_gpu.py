@@ -59,6 +59,7 @@ def record_waiting(record):
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_a_step_of_the_trainer_does_not_wait_for_the_device(tmp_path, monkeypatch, accumulation):
     monkeypatch.setattr(RecordedSteps, "_record", record_waiting(RecordedSteps._record))
+    monkeypatch.setattr("domain_canine.memory.joined", lambda *given: 1)
     trainer = make_trainer(
         tmp_path, use_cpu=False, bf16=True, dataloader_num_workers=1, per_device_train_batch_size=8, logging_steps=1000,
         gradient_accumulation_steps=accumulation, max_steps=9, save_strategy="no", eval_strategy="no",
@@ -68,7 +69,7 @@ def test_a_step_of_the_trainer_does_not_wait_for_the_device(tmp_path, monkeypatc
         trainer.train()
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert trainer.state.global_step == 9 and any(trainer.recorded.records.values())
+    assert trainer.state.global_step == 9 and trainer.recorded.records
 
 
 def test_peak_memory_of_256_names_is_below_8_gb():
@@ -106,15 +107,16 @@ def test_recorded_steps_are_those_that_are_started_kernel_by_kernel():
             steps.append((losses, gradients))
             side.optimizer.zero_grad()
         sides.append(steps)
-    assert all(record is not None for record in side.micro_step.records.values())
+    assert side.micro_step.records
     for (losses, gradients), (replayed, same) in zip(*sides):
         assert replayed == pytest.approx(losses, rel=1e-3)
         for one, other in zip(gradients, same):
             assert (one - other).norm() <= 2e-2 * one.norm() + 1e-4
 
 
-def test_a_run_that_replays_has_the_log_of_one_that_does_not(tmp_path):
+def test_a_run_that_replays_has_the_log_of_one_that_does_not(tmp_path, monkeypatch):
     logs = []
+    monkeypatch.setattr("domain_canine.memory.joined", lambda *given: 1)  # two micro-steps a step, as without records
     for plain in (False, True):
         trainer = make_trainer(
             tmp_path / str(plain), use_cpu=False, num_train_epochs=6, eval_strategy="no", save_strategy="no",
@@ -122,7 +124,7 @@ def test_a_run_that_replays_has_the_log_of_one_that_does_not(tmp_path):
         )  # fmt: skip
         trainer.train()
         logs.append((entries(trainer, "loss"), entries(trainer, "grad_norm")))
-        assert (trainer.recorded is None) if plain else any(trainer.recorded.records.values())
+        assert (trainer.recorded is None) if plain else trainer.recorded.records
     (losses, norms), (others, expected) = logs
     assert losses == pytest.approx(others, rel=1e-2)
     # Gradients that are never zeroed would grow; those of one micro-step in two are smaller.
@@ -191,8 +193,9 @@ def test_fused_dropout_drops_the_share_that_is_asked_for_and_the_same_going_back
     assert (again != kept).float().mean().item() == pytest.approx(2 * share * (1 - share), abs=3e-3)
 
 
-def test_bf16_errs_no_more_than_three_times_as_much_as_the_stock_model():
+def test_bf16_errs_no_more_than_three_times_as_much_as_the_stock_model(monkeypatch):
     """The base model, each against its own fp32, at the masked positions."""
+    monkeypatch.setattr(torch.backends, "fp32_precision", "ieee")  # Trainers of other tests leave TF32
     config = DomainCanineConfig(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
     (batch,), errors = on("cuda", make_batches(NAMES, 64, 1, False)[0]), []
     ours, stock = our_side(config, "cuda"), stock_side(config, "cuda")

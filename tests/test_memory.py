@@ -118,11 +118,14 @@ def test_the_trial_holds_ddps_buckets_where_there_is_ddp(tmp_path, monkeypatch, 
     monkeypatch.setattr(type(trainer.args), "world_size", processes)
     if records:
         record_on_the_processor(monkeypatch.setattr, 10_000, 10_000)
-        for name in ("reset_peak_memory_stats", "max_memory_allocated", "memory_allocated"):
-            monkeypatch.setattr(torch.cuda, name, lambda: 0)
+        allocated = iter((300, 600))  # before the pass, and with its gradients
+        monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: None)
+        monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: next(allocated))
+        monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 1000)
     monkeypatch.setattr(torch, "empty", lambda size, **options: reserved.append(size) or empty(size, **options))
     memory._try(trainer)
     assert reserved[0] == held * sum(parameter.numel() for parameter in trainer.model.parameters())
+    assert reserved[1:2] == [700] * records  # what a record of the pass holds
 
 
 def test_the_trial_has_the_shape_of_a_batch():
