@@ -3,7 +3,7 @@
     python -m benchmarks.prepare --rows 10000000 --json
 
 The lines are synthetic: one in 16 occurs twice, some are in upper case, some are no names. ``prepare`` runs in a
-process of its own, so that the memory is its alone; its start (importing torch and transformers) is not timed.
+process of its own, so that the memory is its alone; its start is not timed.
 """
 
 import argparse

@@ -237,6 +237,7 @@ class _Build:
             duckdb.connect(config=limits | {"temp_directory": str(self.building / "spill")}) as engine,
             self._bar(f"{side}: de-duplicating, shuffling", " names", rows) as bar,
         ):
+            engine.execute("SET enable_progress_bar = false")  # on stdout, where no script is run: in notebooks
             for shard in range(count):
                 path = self.building / side / f"data-{shard:05}-of-{count:05}.arrow"
                 if not path.is_file():

@@ -367,3 +367,19 @@ def test_settings_reach_the_result(tmp_path):
     assert replace(Settings(), num_samples=5) != Settings()
     found = make("\n".join(sample_names(1_000)), tmp_path / "out", Settings(validation_split=0.5))
     assert 450 < len(found.validation.lengths) < 550
+
+
+def test_nothing_is_said_where_no_script_is_run(tmp_path):
+    """As in a notebook: DuckDB takes it for a terminal, and draws a bar of its own for what lasts 2 s."""
+    code = (
+        "import sys\nfrom pathlib import Path\nimport duckdb\nfrom domain_canine import prepare as module\n"
+        "from domain_canine.sources import open_source\nconnect, write = duckdb.connect, module._write_shard\n"
+        "def at_once(**options):\n"
+        "    engine = connect(**options)\n    engine.execute('SET progress_bar_time = 100')\n    return engine\n"
+        "def slowly(engine, *given):\n"
+        "    write(engine, *given)\n    engine.execute('SELECT sum(hash(range)) FROM range(200_000_000)')\n"
+        "duckdb.connect, module._write_shard = at_once, slowly\n"
+        "module.prepare(open_source('sample'), Path(sys.argv[1]), module.Settings(num_samples=100), quiet=True)\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", code, tmp_path / "out"], cwd=ROOT, capture_output=True, text=True)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "", "")
