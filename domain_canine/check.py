@@ -8,7 +8,6 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from packaging.requirements import Requirement
 from packaging.version import Version
@@ -66,7 +65,7 @@ def rows(dataset: str, model: str, output_dir: str) -> Iterator[Row]:
         yield Row(name, found or MISSING, "" if found else f"only for {needed_for}: pip install {name}", False)
     looks = {
         "device": _device,
-        "output": lambda: [_disk(user_path(output_dir))],
+        "output": lambda: [_disk(output_dir)],
         "data": lambda: [_tried("data", "dataset", dataset, lambda: _first_name(dataset))],
         "model": lambda: [_tried("model", "model", model, lambda: _model(model))],
     }
@@ -74,7 +73,8 @@ def rows(dataset: str, model: str, output_dir: str) -> Iterator[Row]:
         try:
             yield from look()
         except Exception as error:  # imports of what is missing or broken raise all kinds
-            yield Row(what, f"not seen: {first_line(error)}", BROKEN)
+            kind = "" if isinstance(error, ImportError | OSError) else f"{type(error).__name__}: "
+            yield Row(what, f"not seen: {kind}{first_line(error)}", BROKEN)
 
 
 def _version(name: str) -> str | None:
@@ -118,16 +118,17 @@ def _device() -> Iterator[Row]:
     yield Row("precision", "fp32")
 
 
-def _disk(folder: Path) -> Row:
+def _disk(output_dir: str) -> Row:
     from .run_folder import refuse_foreign_folder
 
-    existing = next(parent for parent in (folder.resolve(), *folder.resolve().parents) if parent.exists())
-    free = shutil.disk_usage(existing).free / 2**30
     try:
+        folder = user_path(output_dir)
+        existing = next(parent for parent in (folder.resolve(), *folder.resolve().parents) if parent.exists())
         refuse_foreign_folder(folder, resuming=True)
         tempfile.TemporaryFile(dir=existing).close()
     except (UserError, OSError) as error:
         return Row("output", str(error), "give another --output_dir")
+    free = shutil.disk_usage(existing).free / 2**30
     remedy = "" if free >= FREE_GB else f"less than {FREE_GB} GiB: checkpoints of the base size take 1.6 GiB each"
     return Row("output", f"{existing}, {free:.0f} GiB free", remedy, fatal=False)
 

@@ -147,8 +147,11 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return call(parsed)
     except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package in ("", __package__):  # broken, not missing, as transformers tells it; or a mistake of ours
+            raise
         raise UserError(
-            f"{error.name} is not installed in {sys.prefix}: pip install -r requirements.txt; "
+            f"{package} is not installed in {sys.prefix}: pip install -r requirements.txt; "
             "python -m domain_canine check tells what else is missing"
         ) from error
 

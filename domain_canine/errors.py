@@ -63,8 +63,9 @@ class _Tolerant:
 
 def run(main, after_interrupt: str = "") -> None:
     """Call a command's ``main`` and exit; of several processes on a machine the first alone speaks."""
-    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115, it was closed before the start
-    sys.stderr = _Tolerant(sys.stderr)
+    # Each may have been closed before the start.
+    sys.stdout = sys.stdout or open(os.devnull, "w")
+    sys.stderr = _Tolerant(sys.stderr or open(os.devnull, "w"))
     if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:  # a script's, for the time of its imports
         signal.signal(signal.SIGINT, signal.default_int_handler)
     try:

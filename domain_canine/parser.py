@@ -80,7 +80,8 @@ class _EachOnce(yaml.SafeLoader):
     """A name that is given twice is a mistake; YAML's own loader takes the last."""
 
     def construct_mapping(self, node, deep=False):
-        names = [name.value for name, _ in node.value]
+        pairs = node.value if isinstance(node, yaml.MappingNode) else ()
+        names = [name.value for name, _ in pairs]
         if twice := [name for name in names if names.count(name) > 1]:
             raise yaml.YAMLError(f"{twice[0]} is given twice")
         return super().construct_mapping(node, deep)

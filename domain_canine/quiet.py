@@ -9,6 +9,8 @@ import warnings
 def silence_libraries() -> None:
     """Hide such warnings, and progress bars of loading and saving."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    for name in ("HF_HUB_VERBOSITY", "DATASETS_VERBOSITY"):  # levels that are set when they are imported
+        os.environ.setdefault(name, "error")
     # trainer_utils warns of another batch a device in a resume, which may be the same run: run_file.py finds out.
     for name in (
         "torch.distributed", "accelerate", "datasets", "huggingface_hub", "httpx", "httpx2",
@@ -19,7 +21,7 @@ def silence_libraries() -> None:
     warnings.filterwarnings("ignore", category=UserWarning, module=r"(torch|transformers|accelerate|datasets)\b")
     try:
         from huggingface_hub.utils import disable_progress_bars
-    except ImportError:  # which `check` tells
+    except Exception:  # missing or broken, which `check` tells
         return
     disable_progress_bars()
     # It looks at the Hub's once, when it is imported.

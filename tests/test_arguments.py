@@ -196,6 +196,9 @@ def test_a_file_of_arguments(tmp_path, suffix):
     path.write_text('{"epochs": 3, "seed": 1, "epochs": 4}')
     with pytest.raises(UserError, match="epochs is given twice"):
         parse(str(path))
+    path.write_text("config_overrides: !!map [1, 2]\n")
+    with pytest.raises(UserError, match="not valid YAML"):
+        parse(str(path))
     path.write_text("save_strategy: no\neval_strategy: no\n")  # which YAML 1.1 reads as booleans
     args = parse(str(path))[2]
     assert (args.save_strategy.value, args.eval_strategy.value) == ("no", "no")

@@ -126,6 +126,9 @@ def test_check_names_a_folder_that_a_run_would_refuse(tmp_path, folder, names_fi
     arguments = ["check", "--dataset", str(names_file), "--model", folder, "--output_dir", str(names_file.parent)]
     assert cli.main(arguments) == 1
     assert "is not empty and not a run of this program" in capsys.readouterr().out
+    assert cli.main([*arguments[:-1], "x" * 300]) == 1
+    said = capsys.readouterr().out
+    assert "is no path" in said and "-> give another --output_dir" in said
 
 
 def test_check_passes_here(folder, names_file, tmp_path, capsys):
@@ -184,6 +187,37 @@ def test_check_tells_what_is_missing_where_next_to_nothing_is_there(tmp_path):
 def test_a_command_names_the_module_that_is_missing(tmp_path):
     [told] = ask_without("numpy", "prepare", "sample", "--output", str(tmp_path / "out"))
     assert told.startswith("error: numpy is not installed in ") and "pip install -r requirements.txt" in told
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("idna", UserError), (None, ModuleNotFoundError), ("domain_canine.x", ModuleNotFoundError)]
+)
+def test_what_is_broken_is_not_told_to_be_missing(monkeypatch, name, kind):
+    def broken(*given):
+        raise ModuleNotFoundError("no module", name=name)
+
+    monkeypatch.setattr(cli, "check_command", broken)
+    with pytest.raises(kind):
+        cli.main(["check"])
+
+
+def test_a_command_does_its_work_where_standard_error_is_closed(tmp_path):
+    command = f"{sys.executable} -m domain_canine prepare sample --num_samples 100 --output {tmp_path / 'out'} 2>&-"
+    assert subprocess.run(command, shell=True, cwd=ROOT).returncode == 0
+    assert (tmp_path / "out" / "manifest.json").is_file()
+
+
+def test_libraries_that_are_imported_later_are_quiet_too():
+    code = (
+        "import logging, os\nos.environ.pop('HF_HUB_VERBOSITY', 0)\n"
+        "from domain_canine.quiet import silence_libraries\nsilence_libraries()\n"
+        "import datasets, huggingface_hub.utils.logging, transformers\n"
+        "for name in 'huggingface_hub', 'datasets', 'httpx', 'accelerate', 'transformers.trainer_utils':\n"
+        "    assert logging.getLogger(name).getEffectiveLevel() == logging.ERROR, name\n"
+        "assert not transformers.utils.logging.is_progress_bar_enabled()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_names_are_prepared_without_pytorch(tmp_path):
