@@ -3,7 +3,7 @@
 Names are short: 6 molecules or 20 characters, where kernels for attention work on tiles of 64 or 128 positions a name
 and head. Here a tile takes as many names as it has room for, each of which attends within itself; and queries, keys and
 values are read where one product has left them, their gradients written so. Dropout is drawn in the kernels from a seed
-on the device, and again in the backward pass: by Philox (Salmon et al. 2011), as PyTorch's.
+on the device, and again in the backward pass: by Philox (Salmon et al. 2011).
 
 Shapes: B names, N keys, Q queries, D width, H heads, E = D / H.
 """
@@ -19,8 +19,24 @@ except ImportError:
 
 LONGEST = 64  # keys of a name; a tile holds all of them
 TILE = 32  # keys of a tile, where a name has no more
+WARPS = {TILE: 4, LONGEST: 8}
+# Of Philox: with 7 it passes the tests of randomness that it is known for (Salmon et al. 2011, table 2); usual are 10.
+ROUNDS = tl.constexpr(7)
 # Numbers that change from batch to batch: kernels are compiled once for all of them, at a second each.
-ANY = ["names", "queries", "keys", "names_at_once", "bias_name"]
+ANY = ["names", "queries", "keys", "names_at_once", "bias_name", "dropped"]
+
+
+@triton.jit
+def kept(seed, rows, dropped, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """What dropout multiplies (ROWS, COLUMNS) with, of rows that are numbered.
+
+    A draw of 128 bits is for eight columns: 16 bits each, which drop a share that is a multiple of 2 ** -16.
+    """
+    drawn = rows[:, None] * (COLUMNS // 8) + tl.arange(0, COLUMNS // 8)[None, :]
+    a, b, c, d = tl.randint4x(seed, drawn, ROUNDS)
+    bits = tl.join(tl.join(a, b), tl.join(c, d))
+    bits = tl.reshape(tl.join(bits & 0xFFFF, (bits >> 16) & 0xFFFF), (ROWS, COLUMNS)).to(tl.int32)
+    return tl.where(bits >= dropped, 65536.0 / (65536 - dropped), 0.0)
 
 
 @triton.jit
@@ -48,7 +64,7 @@ def _read(pointer, name, at, known, name_stride, at_stride, head, E: tl.constexp
 @triton.jit
 def _tile(
     query_at, key_at, value_at, bias, seed, names, queries, keys, names_at_once, heads,
-    query_name, query_row, key_name, key_row, bias_name, scale, dropout,
+    query_name, query_row, key_name, key_row, bias_name, scale, dropped,
     QUERIES: tl.constexpr, KEYS: tl.constexpr, E: tl.constexpr, DROPOUT: tl.constexpr,
 ):  # fmt: skip
     """What both passes begin with: where the queries and keys of a tile stand, their states (QUERIES or KEYS, E), the
@@ -67,49 +83,59 @@ def _tile(
     weights = tl.exp(scores - tl.where(most == float("-inf"), 0.0, most)[:, None])
     total = tl.sum(weights, 1)
     weights = weights / tl.where(total == 0.0, 1.0, total)[:, None]
-    kept = tl.full((QUERIES, KEYS), 1.0, tl.float32)
+    factors = tl.full((QUERIES, KEYS), 1.0, tl.float32)
     if DROPOUT:
-        drawn = ((name * heads + head) * queries + at)[:, None] * keys + place[None, :]
-        kept = tl.where(tl.rand(tl.load(seed), drawn) >= dropout, 1.0 / (1.0 - dropout), 0.0)
-    return head, name, at, known, other, place, there, query, key, value, weights, kept
+        factors = kept(tl.load(seed), (name * heads + head) * queries + at, dropped, QUERIES, KEYS)
+    return head, name, at, known, other, place, there, query, key, value, weights, factors
 
 
 @triton.jit(do_not_specialize=ANY)
 def _attend(
     query_at, key_at, value_at, bias, seed, out_at, names, queries, keys, names_at_once, heads,
-    query_name, query_row, key_name, key_row, bias_name, scale, dropout,
+    query_name, query_row, key_name, key_row, bias_name, scale, dropped,
     QUERIES: tl.constexpr, KEYS: tl.constexpr, E: tl.constexpr, DROPOUT: tl.constexpr,
 ):  # fmt: skip
-    head, name, at, known, _, _, _, _, _, value, weights, kept = _tile(
+    head, name, at, known, _, _, _, _, _, value, weights, factors = _tile(
         query_at, key_at, value_at, bias, seed, names, queries, keys, names_at_once, heads,
-        query_name, query_row, key_name, key_row, bias_name, scale, dropout, QUERIES, KEYS, E, DROPOUT,
+        query_name, query_row, key_name, key_row, bias_name, scale, dropped, QUERIES, KEYS, E, DROPOUT,
     )  # fmt: skip
-    out = tl.dot((weights * kept).to(value.dtype), value)
+    out = tl.dot((weights * factors).to(value.dtype), value)
     where, mask = _rows(out_at, name, at, known, queries * heads * E, heads * E, head, E)
     tl.store(where, out.to(value.dtype), mask=mask)
 
 
 @triton.jit(do_not_specialize=ANY)
 def _attend_backward(
-    query_at, key_at, value_at, bias, seed, given_at, query_to, key_to, value_to, names, queries, keys, names_at_once,
-    heads, query_name, query_row, key_name, key_row, bias_name, scale, dropout,
+    query_at, key_at, value_at, bias, seed, given_at, query_to, key_to, value_to, sums_to, names, queries, keys,
+    names_at_once, heads, query_name, query_row, key_name, key_row, bias_name, scale, dropped,
     QUERIES: tl.constexpr, KEYS: tl.constexpr, E: tl.constexpr, DROPOUT: tl.constexpr,
 ):  # fmt: skip
-    head, name, at, known, other, place, there, query, key, value, weights, kept = _tile(
+    head, name, at, known, other, place, there, query, key, value, weights, factors = _tile(
         query_at, key_at, value_at, bias, seed, names, queries, keys, names_at_once, heads,
-        query_name, query_row, key_name, key_row, bias_name, scale, dropout, QUERIES, KEYS, E, DROPOUT,
+        query_name, query_row, key_name, key_row, bias_name, scale, dropped, QUERIES, KEYS, E, DROPOUT,
     )  # fmt: skip
     given = _read(given_at, name, at, known, queries * heads * E, heads * E, head, E)
-    of_value = tl.dot(tl.trans((weights * kept).to(given.dtype)), given)
-    of_weights = tl.dot(given, tl.trans(value)) * kept
+    of_value = tl.dot(tl.trans((weights * factors).to(given.dtype)), given)
+    of_weights = tl.dot(given, tl.trans(value)) * factors
     of_scores = weights * (of_weights - tl.sum(weights * of_weights, 1)[:, None]) * scale
     of_scores = of_scores.to(query.dtype)
+    of_query = tl.dot(of_scores, key)
+    of_key = tl.dot(tl.trans(of_scores), query)
     where, mask = _rows(query_to, name, at, known, query_name, query_row, head, E)
-    tl.store(where, tl.dot(of_scores, key).to(query.dtype), mask=mask)
+    tl.store(where, of_query.to(query.dtype), mask=mask)
     where, mask = _rows(key_to, other, place, there, key_name, key_row, head, E)
-    tl.store(where, tl.dot(tl.trans(of_scores), query).to(query.dtype), mask=mask)
+    tl.store(where, of_key.to(query.dtype), mask=mask)
     where, mask = _rows(value_to, other, place, there, key_name, key_row, head, E)
     tl.store(where, of_value.to(query.dtype), mask=mask)
+    into = sums_to + (tl.program_id(0).to(tl.int64) * 3 * heads + head) * E + tl.arange(0, E)
+    tl.store(into, tl.sum(of_query, 0))  # of nothing are zeros, in rows and columns that are not known
+    tl.store(into + heads * E, tl.sum(of_key, 0))
+    tl.store(into + 2 * heads * E, tl.sum(of_value, 0))
+
+
+def dropped(dropout: float) -> int:
+    """Of 2 ** 16 numbers, how many a share is."""
+    return round(dropout * 2**16)
 
 
 def power(size: int) -> int:
@@ -131,39 +157,61 @@ class Attention(torch.autograd.Function):
         """Queries (B, Q, D), or None; states (B, N, 2 D) keys and values, or with the queries before them (B, N, 3 D);
         bias (B, 1, 1, N) -> (B, Q, D).
         """
-        names, keys, width = states.shape
-        parts = 2 if queries is not None else 3
-        width //= parts
-        states = states.contiguous()
-        queries = states[..., :width] if queries is None else queries.contiguous()
+        queries, states = None if queries is None else queries.contiguous(), states.contiguous()
         seed = torch.randint(2**31, (1,), device=states.device) if dropout else None
-        out = states.new_empty(names, queries.shape[1], width)
         ctx.save_for_backward(queries, states, bias, seed)
-        ctx.heads, ctx.dropout, ctx.parts = heads, dropout, parts
-        _launch(_attend, queries, states, bias, seed, [out], heads, dropout, width)
-        return out
+        ctx.heads, ctx.dropout = heads, dropout
+        return attend(queries, states, bias, seed, heads, dropout)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, given):
-        queries, states, bias, seed = ctx.saved_tensors
-        width = given.shape[-1]
-        of_states = torch.empty_like(states)
-        of_queries = of_states[..., :width] if ctx.parts == 3 else torch.empty_like(queries)
-        made = [given.contiguous(), of_queries, of_states[..., -2 * width :], of_states[..., -width:]]
-        _launch(_attend_backward, queries, states, bias, seed, made, ctx.heads, ctx.dropout, width)
-        return (None if ctx.parts == 3 else of_queries), of_states, None, None, None
+        of_queries, of_states, _ = attend_backward(given.contiguous(), *ctx.saved_tensors, ctx.heads, ctx.dropout)
+        return of_queries, of_states, None, None, None
 
 
-def _launch(kernel, queries, states, bias, seed, made, heads, dropout, width):
-    (names, asked, _), keys = queries.shape, states.shape[1]
+def attend(queries, states, bias, seed, heads: int, dropout: float) -> torch.Tensor:
+    """As ``Attention``, of contiguous tensors, with a seed on the device."""
+    parts = _parts(queries, states)
+    out = torch.empty(parts[0].shape, dtype=states.dtype, device=states.device)
+    _launch(_attend, parts, bias, seed, [out], heads, dropout)
+    return out
+
+
+def attend_backward(given, queries, states, bias, seed, heads: int, dropout: float):
+    """Gradients of queries, or None, and of states; and of queries, keys and values the sums of those over the
+    positions of a tile, (tiles, 3 D) in fp32.
+    """
+    parts = _parts(queries, states)
+    of_queries, of_states = None if queries is None else torch.empty_like(queries), torch.empty_like(states)
+    tiles = triton.cdiv(len(states), _at_once(*parts[:2])[0])
+    sums = torch.empty(tiles, 3 * given.shape[-1], dtype=torch.float32, device=given.device)
+    _launch(_attend_backward, parts, bias, seed, [given, *_parts(of_queries, of_states), sums], heads, dropout)
+    return of_queries, of_states, sums
+
+
+def _parts(queries, states):
+    """Queries, keys and values, (B, Q or N, D)."""
+    parts = states.split(states.shape[-1] // (3 if queries is None else 2), -1)
+    return parts if queries is None else (queries, *parts)
+
+
+def _at_once(queries, keys):
+    """Names of a tile, and warps."""
+    asked, there = queries.shape[1], keys.shape[1]
     # One name a tile leaves most of it empty if few of its positions ask.
-    tile = TILE if keys <= TILE // 2 or asked == keys <= TILE else LONGEST
-    at_once = max(1, tile // max(keys, asked))
+    tile = TILE if there <= TILE // 2 or asked == there <= TILE else LONGEST
+    # With fewer warps the backward pass is out of registers.
+    return max(1, tile // max(there, asked)), WARPS[tile]
+
+
+def _launch(kernel, parts, bias, seed, made, heads, dropout):
+    query, key, value = parts
+    (names, asked, width), keys, (at_once, warps) = query.shape, key.shape[1], _at_once(query, key)
     kernel[(triton.cdiv(names, at_once), heads)](
-        queries, states[..., -2 * width :], states[..., -width:], bias, seed, *made, names, asked, keys, at_once, heads,
-        queries.stride(0), queries.stride(1), states.stride(0), states.stride(1), bias.stride(0),
-        (width // heads) ** -0.5, dropout,
-        QUERIES=power(at_once * asked), KEYS=power(at_once * keys), E=width // heads, DROPOUT=dropout > 0,
-        num_warps=4 if tile == TILE else 8,  # with fewer the backward pass is out of registers
+        query, key, value, bias, seed, *made, names, asked, keys, at_once, heads,
+        query.stride(0), query.stride(1), key.stride(0), key.stride(1), bias.stride(0),
+        (width // heads) ** -0.5, dropped(dropout),
+        QUERIES=power(at_once * asked), KEYS=power(at_once * keys), E=width // heads, DROPOUT=dropped(dropout) > 0,
+        num_warps=warps,
     )  # fmt: skip

@@ -4,17 +4,14 @@ Shapes as in ``modeling_domain_canine``: B names, S slots, M = S / 4 molecules, 
 N keys and Q queries of an attention.
 """
 
-import warnings
-from functools import cache
-from types import SimpleNamespace
-
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers.activations import ACT2FN, GELUActivation
+from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_domain_canine import DomainCanineConfig
+from .kernels_domain_canine import is_plain, is_watched, kernels, precision
 
 # The multipliers of CANINE's hash functions; a fixed part of every checkpoint (upstream: modeling.py).
 HASH_PRIMES = (31, 43, 59, 61, 73, 97, 103, 113, 137, 149, 157, 173, 181, 193, 211, 223)
@@ -45,12 +42,7 @@ class DomainCanineEmbeddings(nn.Module):
         each slot, instead of every slot by every hash function.
         """
         if ascii_only:
-            device = input_ids.device
-            known = torch.cat([
-                torch.arange(ASCII, device=device), torch.arange(SPECIAL, SPECIAL_END, device=device)
-            ])  # fmt: skip
-            # Row 128 + i for U+E000 + i, whose 16th bit is 1.
-            return F.embedding((input_ids & ASCII - 1) + (input_ids >> 15) * ASCII, self.code_points(known))
+            return F.embedding(row_of(input_ids), self.code_points(known(input_ids.device)))
         shards = [
             getattr(self, f"HashBucketCodepointEmbedder_{i}")((input_ids + 1) * prime % self.buckets)
             for i, prime in enumerate(self.primes)
@@ -65,6 +57,9 @@ class DomainCanineEmbeddings(nn.Module):
         Args:
             inputs_embeds: (B, L, D) hash embeddings that stand before the code points, then (B, S - L).
         """
+        given = position_ids is not None or token_type_ids is not None or inputs_embeds is not None
+        if ascii_only and not given and kernels(self.token_type_embeddings.weight):
+            return self.dropout(normalized(self.LayerNorm, self._by_a_product(input_ids)))
         embeddings = self.code_points(input_ids, ascii_only)
         if inputs_embeds is not None:
             embeddings = torch.cat([inputs_embeds, embeddings], dim=1)
@@ -78,6 +73,29 @@ class DomainCanineEmbeddings(nn.Module):
         else:
             types = self.token_type_embeddings(token_type_ids)
         return self.dropout(self.LayerNorm(embeddings + (positions + types)))
+
+    def _by_a_product(self, input_ids):
+        """Sums of ASCII and positions (B, S, D), in the precision of products: two ones a slot, times a table of both.
+
+        On CUDA the gradient of a look-up is sorted, by 70 kernels; that of a product is a product.
+        """
+        positions = self.char_position_embeddings.weight[: input_ids.shape[1]] + self.token_type_embeddings.weight[0]
+        letters = self.code_points(known(input_ids.device))
+        place = len(letters) + torch.arange(len(positions), device=letters.device)
+        table = torch.cat([letters, positions])
+        table = F.pad(table, (0, 0, 0, -len(table) % 8)).to(precision(table))  # its columns begin at 16 bytes
+        ones = torch.zeros(*input_ids.shape, len(table), dtype=table.dtype, device=table.device)
+        return ones.scatter_(-1, torch.stack([row_of(input_ids), place.expand_as(input_ids)], -1), 1.0) @ table
+
+
+def known(device: torch.device) -> torch.Tensor:
+    """The code points of batches that are ASCII."""
+    return torch.cat([torch.arange(ASCII, device=device), torch.arange(SPECIAL, SPECIAL_END, device=device)])
+
+
+def row_of(code_points: torch.Tensor) -> torch.Tensor:
+    """Where they are among those: row 128 + i for U+E000 + i, whose 16th bit is 1."""
+    return (code_points & ASCII - 1) + (code_points >> 15) * ASCII
 
 
 class DomainCanineSelfAttention(nn.Module):
@@ -142,57 +160,20 @@ class DomainCanineSelfAttention(nn.Module):
         return context.transpose(0, 1).flatten(1)[:, None] + self.value.bias
 
 
-def is_plain(module: nn.Module) -> bool:
-    """Whether it is what a kernel stands for: not an adapter, a quantised or pruned layer, or one that is watched."""
-    stock = type(module) in (nn.Linear, nn.LayerNorm, nn.Dropout, GELUActivation)
-    weight = type(getattr(module, "weight", None)) in (nn.Parameter, torch.Tensor, type(None))
-    return stock and weight and not (
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-        or hasattr(module, "_hf_hook")
-    )  # fmt: skip
-
-
-def kernels(states: torch.Tensor):
-    """Fused kernels where they compute: on the current GPU, in bf16 or fp16, not in what is compiled or exported."""
-    if not states.is_cuda or torch.compiler.is_compiling() or torch.compiler.is_exporting():
-        return None
-    halves = precision(states) in (torch.bfloat16, torch.float16)
-    here = states.device.index == torch.cuda.current_device() and states.numel() > 0
-    return _kernels() if halves and here and _takes_kernels(states.device) else None
-
-
-@cache
-def _takes_kernels(device: torch.device) -> bool:
-    fused = _kernels()
-    if not fused or torch.version.cuda is None or torch.cuda.get_device_capability(device) < (8, 0):
-        return False
-    ones = torch.ones(1, 16, device=device, dtype=torch.bfloat16)
-    try:
-        fused.ResidualNorm.apply(ones, None, None, ones[0], ones[0], 1e-12, 0.0)
-    except Exception as error:  # Triton wants a C compiler and Python's headers, which small images lack
-        warnings.warn(f"layers run without fused kernels, which Triton cannot build: {error}", stacklevel=2)
-        return False
-    return True
-
-
-@cache
-def _kernels():
-    try:
-        from .fused_attention_domain_canine import Attention
-        from .fused_domain_canine import BiasGelu, ResidualNorm, WindowProducts
-    except ImportError:  # no Triton, which comes with PyTorch for CUDA on Linux
-        return None
-    return SimpleNamespace(
-        Attention=Attention, BiasGelu=BiasGelu, ResidualNorm=ResidualNorm, WindowProducts=WindowProducts
-    )
-
-
 def normalized(norm: nn.LayerNorm, states: torch.Tensor) -> torch.Tensor:
     """The layer normalisation of states (..., D)."""
     fused = kernels(states)
     if fused and is_plain(norm):
         return fused.ResidualNorm.apply(states, None, None, norm.weight, norm.bias, norm.eps, 0.0)
     return norm(states)
+
+
+def activated(activation: nn.Module, states: torch.Tensor, weight: nn.Parameter, bias: nn.Parameter):
+    """The activation of a linear layer of states (..., D), weight (F, D), bias (F,) -> (..., F)."""
+    fused = kernels(states)
+    if fused and is_plain(activation):
+        return fused.BiasGelu.apply(F.linear(states, weight), bias)
+    return activation(F.linear(states, weight, bias))
 
 
 class DomainCanineResidual(nn.Module):
@@ -235,22 +216,53 @@ class DomainCanineLayer(GradientCheckpointingLayer):
             mask: (B, N) True where real; of a layer without window the bias (B, 1, 1, N) that is made of it.
         """
         queries = states if queries is None else queries
-        if self.window is None:
-            context, weights = self.attention["self"](queries, states, mask)
-        elif is_exporting():
+        if self.window is not None and is_exporting():
             context, weights = self._windows_by_mask(states, mask)
-        elif states.shape[1] > self.window:
+        elif self.window is not None and states.shape[1] > self.window:
             context, weights = self._windows(states, mask)
         else:
-            context, weights = self.attention["self"](queries, states, as_bias(mask[:, None, None], states))
+            bias = mask if self.window is None else as_bias(mask[:, None, None], states)
+            if (fused := kernels(states)) and self._may_be_fused(fused, queries, states):
+                return self._fused(fused, queries, states, bias), None
+            context, weights = self.attention["self"](queries, states, bias)
         states = self.attention["output"](context, queries)
         return self.output(self._wide(states), states), weights
 
+    def _may_be_fused(self, fused, queries, states):
+        attention, first, last = self._parts()
+        known = type(attention) is DomainCanineSelfAttention and type(first) is type(last) is DomainCanineResidual
+        if not known or attention.config._attn_implementation == "eager" or any(map(is_watched, self._parts())):
+            return False
+        shorter = queries.shape[1] == 1 and not self.training
+        plain = all(map(is_plain, (*self._linears(), first.dropout, last.dropout, self.activation)))
+        return plain and not shorter and fused.Layer.takes(queries.shape, states.shape, attention.heads)
+
+    def _fused(self, fused, queries, states, bias):
+        attention, first, last = self._parts()
+        attention_dropout = attention.config.attention_probs_dropout_prob if attention.training else 0.0
+        return fused.Layer.apply(
+            None if queries is states else queries, states, bias, attention.heads,
+            [each.LayerNorm.eps for each in (first, last)],
+            [attention_dropout, *(each.dropout.p if each.dropout.training else 0.0 for each in (first, last))],
+            *(parameter for each in self._linears() for parameter in (each.weight, each.bias)),
+        )  # fmt: skip
+
+    def _parts(self):
+        return self.attention["self"], self.attention["output"], self.output
+
+    def _linears(self):
+        """Those and the normalisations, in their order."""
+        attention, first, last = self._parts()
+        return (
+            attention.query, attention.key, attention.value, first.dense, first.LayerNorm, self.intermediate["dense"],
+            last.dense, last.LayerNorm,
+        )  # fmt: skip
+
     def _wide(self, states):
         """(B, Q, D) -> (B, Q, F)."""
-        dense, fused = self.intermediate["dense"], kernels(states)
-        if fused and is_plain(dense) and is_plain(self.activation):
-            return fused.BiasGelu.apply(F.linear(states, dense.weight), dense.bias)
+        dense = self.intermediate["dense"]
+        if is_plain(dense):
+            return activated(self.activation, states, dense.weight, dense.bias)
         return self.activation(dense(states))
 
     def _windows(self, states, mask):
@@ -294,14 +306,6 @@ def as_bias(mask: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
     return bias[..., :length]
 
 
-def precision(states: torch.Tensor) -> torch.dtype:
-    """What a product of these states is computed in, autocast or not."""
-    kind = states.device.type
-    if kind != "meta" and torch.is_autocast_enabled(kind) and states.dtype != torch.float64:
-        return torch.get_autocast_dtype(kind)
-    return states.dtype
-
-
 class DomainCanineEncoder(nn.Module):
     def __init__(self, config: DomainCanineConfig, layers: int, window: int | None = None):
         super().__init__()
@@ -328,72 +332,3 @@ class DomainCanineEncoder(nn.Module):
                 trace["hidden_states"] += (states,)
                 trace["attentions"] += (weights,)
         return states
-
-
-class CharactersToMolecules(nn.Module):
-    """Four characters become one molecule by a strided convolution; [CLS] goes before them on its own."""
-
-    def __init__(self, config: DomainCanineConfig):
-        super().__init__()
-        rate = config.downsampling_rate
-        self.conv = nn.Conv1d(config.hidden_size, config.hidden_size, kernel_size=rate, stride=rate)
-        self.activation = ACT2FN[config.hidden_act]
-        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-
-    def forward(self, characters):
-        """(B, S, D) -> (B, M + 1, D). A convolution whose stride is its width is one linear layer, and faster so."""
-        weight = self.conv.weight.transpose(1, 2).flatten(1)
-        blocks = characters.unflatten(1, (-1, self.conv.kernel_size[0])).flatten(2)
-        molecules = self.activation(F.linear(blocks, weight, self.conv.bias))
-        return normalized(self.LayerNorm, torch.cat([characters[:, :1], molecules], dim=1))
-
-
-class MoleculesToCharacters(nn.Module):
-    """Projects each character with its molecule, over a window of one to the left and two to the right.
-
-    Upstream a convolution runs over characters and repeated molecules. A window lies in one molecule, but for its ends:
-    so the weights of the repetitions are summed first, 7 products of width D a molecule instead of 16, to the same
-    result. On a CPU it takes 70% (768 wide) to 93% (256 wide) of the convolution's time.
-    """
-
-    def __init__(self, config: DomainCanineConfig):
-        super().__init__()
-        width = config.upsampling_kernel_size
-        self.rate = config.downsampling_rate
-        self.conv = nn.Conv1d(2 * config.hidden_size, config.hidden_size, kernel_size=width)
-        self.padding = ((width - 1) // 2, width - 1 - (width - 1) // 2)
-        self.activation = ACT2FN[config.hidden_act]
-        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
-
-    def forward(self, characters, molecules):
-        """(B, S, D) characters, (B, M, D) molecules -> (B, S, D)."""
-        of_characters, of_molecules = self.conv.weight.chunk(2, dim=1)
-        if fused := kernels(characters):
-            characters = characters.to(precision(characters))  # an adapter's normalisation leaves fp32
-            taps = of_characters.permute(2, 1, 0).to(characters.dtype).contiguous()
-            states = fused.WindowProducts.apply(characters, taps, self.padding[0])
-            states = states + self._repeated(molecules, of_molecules, self.conv.bias)
-        else:
-            states = F.conv1d(F.pad(characters.transpose(1, 2), self.padding), of_characters, self.conv.bias)
-            states = states.transpose(1, 2) + self._repeated(molecules, of_molecules)
-        return self.dropout(normalized(self.LayerNorm, self.activation(states)))
-
-    def _repeated(self, molecules, weight, bias=None):
-        """The convolution over molecules, repeated: (B, M, D), weight (D, D, width), bias (D,) -> (B, S, D)."""
-        taps, total = weight.permute(2, 0, 1).contiguous().unbind(), 0
-        for offset in (-1, 0, 1):
-            # Of the j-th character of a molecule, the taps that see the molecule before, its own, or the one behind it.
-            seen = [
-                [tap for t, tap in enumerate(taps) if (j - self.padding[0] + t) // self.rate == offset]
-                for j in range(self.rate)
-            ]
-            reached = [j for j in range(self.rate) if seen[j]]
-            # Its own molecule reaches every character.
-            added = None if bias is None or offset else bias.repeat(self.rate)
-            part = F.linear(molecules, torch.cat([sum(seen[j][1:], seen[j][0]) for j in reached]), added)
-            part = part.unflatten(-1, (len(reached), -1))
-            part = part[:, 1:] if offset == 1 else part[:, :-1] if offset == -1 else part
-            around = (reached[0], self.rate - 1 - reached[-1], max(0, -offset), max(0, offset))
-            total = total + F.pad(part, (0, 0, *around))
-        return total.flatten(1, 2)

@@ -22,13 +22,8 @@ from transformers.models.canine.modeling_canine import CanineModelOutputWithPool
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_domain_canine import DomainCanineConfig
-from .layers_domain_canine import (
-    CharactersToMolecules,
-    DomainCanineEmbeddings,
-    DomainCanineEncoder,
-    MoleculesToCharacters,
-    never_empty,
-)
+from .layers_domain_canine import DomainCanineEmbeddings, DomainCanineEncoder, never_empty, normalized
+from .molecules_domain_canine import CharactersToMolecules, MoleculesToCharacters
 
 IGNORED = -100  # a label that is no target, PyTorch's ignore_index
 
@@ -162,7 +157,7 @@ class DomainCanineLMHead(nn.Module):
         self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
 
     def forward(self, states):
-        return self.decoder(self.layer_norm(self.activation(self.dense(states))))
+        return self.decoder(normalized(self.layer_norm, self.activation(self.dense(states))))
 
 
 class DomainCanineForMaskedLM(DomainCaninePreTrainedModel):

@@ -5,6 +5,8 @@
 bf16 is left to the GPU: the interpreter has no products of it.
 """
 
+from types import SimpleNamespace
+
 import torch
 from conftest import SMALL
 from torch.nn import functional as F
@@ -12,8 +14,10 @@ from torch.nn import functional as F
 from benchmarks.train_step import make_batches, our_side
 from domain_canine import fused_domain_canine as fused
 from domain_canine import layers_domain_canine as layers
+from domain_canine import molecules_domain_canine as molecules
 from domain_canine.configuration_domain_canine import DomainCanineConfig
 from domain_canine.fused_attention_domain_canine import Attention
+from domain_canine.kernels_domain_canine import _kernels
 from domain_canine.sample import sample_names
 
 ALLOWED = {torch.float32: 1e-5, torch.float16: 5e-3}  # of the norm
@@ -76,11 +80,6 @@ def the_others_are_what_they_stand_for() -> None:
         )  # fmt: skip
     for rows, width in ((17, 1100), (3, 48)):
         same(fused.BiasGelu.apply, lambda x, added: F.gelu(x + added), torch.randn(2, rows, width), torch.randn(width))
-    same(
-        lambda x, taps: fused.WindowProducts.apply(x, taps, 1),
-        lambda x, taps: F.conv1d(F.pad(x.mT, (1, 2)), taps.permute(2, 1, 0)).mT,
-        torch.randn(3, 8, 32), torch.randn(4, 32, 24),
-    )  # fmt: skip
 
 
 def dropout_is_drawn_alike_both_ways() -> None:
@@ -133,6 +132,36 @@ def dropout_drops_each_by_itself() -> None:
                 assert abs(pairs.mean() / centred.var()) < 0.04, (kept.shape, dim, shift)
 
 
+def a_layer_drops_alike_both_ways() -> None:
+    """By differences, along the states and all parameters, with three seeds; its queries are all states, or some."""
+    draws, torch.randint = torch.randint, lambda top, size, **options: torch.arange(size[0]) + 12345
+    config = DomainCanineConfig(**SMALL | {"hidden_size": 64, "num_attention_heads": 2, "hidden_dropout_prob": 0.2})
+    layer, there = layers.DomainCanineLayer(config).train(), _kernels()
+    layers.kernels = lambda states: there
+    states, bias, step = torch.randn(5, 6, 64, requires_grad=True), torch.zeros(5, 1, 1, 6), 1e-3
+    for asked in (slice(None), slice(1, 4)):
+
+        def run(states, asked=asked):
+            return layer(states, bias, None if asked == slice(None) else states[:, asked])[0]
+
+        moved = [states, *layer.parameters()]
+        out = run(states)
+        into, along = torch.randn_like(out), [torch.randn_like(each) for each in moved]
+        gradients = torch.autograd.grad(out, moved, into)
+        ends = []
+        for sign in (1, -1):
+            with torch.no_grad():
+                torch._foreach_add_(moved[1:], along[1:], alpha=sign * step)
+                ends.append((run(states + sign * step * along[0]) * into).sum())
+                torch._foreach_add_(moved[1:], along[1:], alpha=-sign * step)
+        found = sum((gradient * way).sum() for gradient, way in zip(gradients, along))
+        assert torch.isclose(found, (ends[0] - ends[1]) / (2 * step), rtol=1e-2), (found, ends)
+        layer.requires_grad_(False)
+        assert torch.allclose(torch.autograd.grad(run(states), states, into)[0], gradients[0], atol=1e-4)
+        layer.requires_grad_(True)
+    torch.randint = draws
+
+
 def gradients_have_no_gradients() -> None:
     """Rather than wrong ones."""
     states = torch.randn(2, 16, requires_grad=True)
@@ -154,18 +183,20 @@ def what_does_not_fit_a_tile_is_refused() -> None:
 def a_model_has_the_loss_and_gradients_that_it_has_without() -> None:
     config = SMALL | {"hidden_size": 64, "num_attention_heads": 2}
     side = our_side(DomainCanineConfig(**config, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0), "cpu")
-    there = layers._kernels()
-    assert there
+    there, layer = _kernels(), _kernels().Layer
+    taken = []
+    there.Layer = SimpleNamespace(takes=layer.takes, apply=lambda *given: taken.append(1) or layer.apply(*given))
     for batch in make_batches(sample_names(3000), 8, 3, False)[0]:
         found = []
         for kernels in (None, there):
-            layers.kernels = lambda states, kernels=kernels: kernels
+            layers.kernels = molecules.kernels = lambda states, kernels=kernels: kernels
             side.optimizer.zero_grad()
             loss = side.loss(batch)
             loss.backward()
             found.append([loss.detach(), *(parameter.grad.clone() for parameter in side.model.parameters())])
         for one, other in zip(*found):
             assert (one - other).norm() <= 1e-4 * one.norm() + 1e-5  # the keys' bias has none
+    assert len(taken) == 3 * (2 + config["num_hidden_layers"])
 
 
 if __name__ == "__main__":
@@ -174,6 +205,7 @@ if __name__ == "__main__":
     the_others_are_what_they_stand_for()
     dropout_is_drawn_alike_both_ways()
     dropout_drops_each_by_itself()
+    a_layer_drops_alike_both_ways()
     gradients_have_no_gradients()
     what_does_not_fit_a_tile_is_refused()
     a_model_has_the_loss_and_gradients_that_it_has_without()

@@ -15,9 +15,10 @@ from domain_canine.errors import UserError
 MODEL = {
     "config.json", "model.safetensors", "added_tokens.json", "tokenizer_config.json", "completion_domain_canine.py",
     "configuration_domain_canine.py", "embedding_domain_canine.py",
-    "fused_attention_domain_canine.py", "fused_domain_canine.py", "layers_domain_canine.py", "modeling_domain_canine.py",
-    "normalization_domain_canine.py", "pipeline_domain_canine.py", "scoring_domain_canine.py",
-    "tokenization_domain_canine.py",
+    "fused_attention_domain_canine.py", "fused_domain_canine.py", "fused_layer_domain_canine.py",
+    "fused_projection_domain_canine.py", "kernels_domain_canine.py", "layers_domain_canine.py",
+    "modeling_domain_canine.py", "molecules_domain_canine.py", "normalization_domain_canine.py",
+    "pipeline_domain_canine.py", "scoring_domain_canine.py", "tokenization_domain_canine.py",
 }  # fmt: skip
 OURS = MODEL | {"README.md", "curves.png", "eval_results.json", "trainer_state.json"}
 TOKEN = "hf_ofTheEnvironment"

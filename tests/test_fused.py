@@ -9,9 +9,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from domain_canine import layers_domain_canine as layers
-from domain_canine.layers_domain_canine import kernels
+from domain_canine import molecules_domain_canine as molecules
+from domain_canine.kernels_domain_canine import kernels
 
 TESTS = Path(__file__).parent
 
@@ -62,20 +64,80 @@ def test_what_is_watched_replaced_or_quantised_is_called_itself(config, monkeypa
         layer.attention["output"](states, states)
 
 
+class NotTaken:
+    """A kernel that does what PyTorch does."""
+
+    takes = staticmethod(lambda *given: False)
+
+    @staticmethod
+    def apply(states, added, residual=None, weight=None, bias=None, epsilon=None, dropout=0.0):
+        if residual is None:
+            return F.gelu(states + added)
+        return F.layer_norm(F.dropout(states + added, dropout) + residual, states.shape[-1:], weight, bias, epsilon)
+
+
+@pytest.mark.parametrize("part", [
+    "attention.self", "attention.self.value", "attention.output", "attention.output.dropout", "intermediate.dense",
+    "activation", "output", "output.LayerNorm",
+])  # fmt: skip
+def test_a_layer_is_one_operation_unless_a_part_of_it_is_watched(config, monkeypatch, part):
+    layer, called = layers.DomainCanineLayer(config).train(), []
+    operation = SimpleNamespace(takes=lambda *given: True, apply=lambda queries, states, *given: states + 1)
+    there = SimpleNamespace(Layer=operation, **dict.fromkeys(("Attention", "BiasGelu", "ResidualNorm"), NotTaken))
+    monkeypatch.setattr(layers, "kernels", lambda states: there)
+    states, bias = torch.randn(2, 3, config.hidden_size), torch.zeros(2, 1, 1, 3)
+    assert torch.equal(layer(states, bias)[0], states + 1)
+    layer.get_submodule(part).register_forward_hook(lambda *given: called.append(part))
+    assert not torch.equal(layer(states, bias)[0], states + 1) and called == [part]
+
+
 def test_characters_are_projected_in_the_precision_of_products(config, monkeypatch):
     """Adapters have their layers normalised by PyTorch, which leaves fp32 under autocast."""
     seen = []
 
-    class Products:
+    class Projection:
         @staticmethod
-        def apply(states, weights, left):
-            seen.append((states.dtype, weights.dtype))
-            return states
+        def apply(*given):
+            seen.extend(each.dtype for each in given if torch.is_tensor(each))
+            return given[0]
 
-    norm = SimpleNamespace(apply=lambda states, *given: states)
-    monkeypatch.setattr(layers, "kernels", lambda states: SimpleNamespace(WindowProducts=Products, ResidualNorm=norm))
+    same = SimpleNamespace(apply=lambda states, *given: states)
+    there = SimpleNamespace(Projection=Projection, BiasGelu=same, ResidualNorm=same)
+    monkeypatch.setattr(layers, "kernels", lambda states: there)
+    monkeypatch.setattr(molecules, "kernels", lambda states: there)
     with torch.autocast("cpu", torch.bfloat16):
-        layers.MoleculesToCharacters(config)(
+        molecules.MoleculesToCharacters(config)(
             torch.randn(2, 8, config.hidden_size), torch.randn(2, 2, config.hidden_size)
         )
-    assert seen == [(torch.bfloat16, torch.bfloat16)]
+    assert len(seen) == 6 and set(seen) == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("rate, width", [(4, 4), (4, 3), (2, 4)])
+def test_the_products_of_the_projection_are_a_convolution(config, rate, width):
+    """No name sees its neighbour, but for the slots at its end that are padding, and whose gradients are zeros."""
+    pytest.importorskip("triton", reason="Triton comes with PyTorch for CUDA")
+    from domain_canine.fused_projection_domain_canine import Projection
+
+    config.downsampling_rate, config.upsampling_kernel_size = rate, width
+    torch.manual_seed(0)
+    projection = molecules.MoleculesToCharacters(config).double().eval()
+    right = projection.padding[1]
+    found = []
+    for there in (None, SimpleNamespace(Projection=Projection)):
+        torch.manual_seed(1)
+        given = [
+            torch.randn(3, count, config.hidden_size, dtype=torch.float64, requires_grad=True)
+            for count in (3 * rate, 3)
+        ]
+        of_characters, of_molecules = projection.conv.weight.chunk(2, dim=1)
+        summed = projection._summed(of_molecules)
+        if there:
+            states = projection._products(there, *given, of_characters, summed) + projection.conv.bias
+        else:
+            states = F.conv1d(F.pad(given[0].mT, projection.padding), of_characters, projection.conv.bias).mT
+            states = states + projection._repeated(given[1], summed)
+        states = states[:, :-right]
+        moved = [*given, projection.conv.weight, projection.conv.bias]
+        found.append([states, *torch.autograd.grad(states, moved, states.detach().sin())])
+    for one, other in zip(*found):
+        assert torch.allclose(one, other, atol=1e-10)

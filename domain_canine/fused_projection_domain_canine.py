@@ -1,0 +1,89 @@
+"""The convolution over characters and repeated molecules on CUDA, as products that are added up in one place.
+
+cuDNN would lay states and gradients out anew, and back; and parts that are made one by one, padded and added take as
+long as their products. A tap is a product of all rows with those some rows further on. So rows at a name's ends see
+another name: what its first rows have seen of the name before is put back, and its last ones, as many as a window
+reaches to the right, are padding in every name, which nothing looks at and whose gradients are zeros.
+
+Shapes: B names, S characters, M = S / rate molecules, D width.
+"""
+
+import torch
+from torch.autograd.function import once_differentiable
+
+from .fused_layer_domain_canine import product
+
+
+class Projection(torch.autograd.Function):
+    """The sum over taps of a product with characters, and over molecules near by of one with them."""
+
+    @staticmethod
+    def forward(ctx, characters, molecules, taps, shifts, places, *weights):
+        """Characters (B, S, D), molecules (B, M, D), taps (width, D, D) as of a product from the left -> (B, S, D), all
+        of one precision.
+
+        Args:
+            shifts: how many characters further on each tap sees.
+            places: of each weight the shift in molecules and the first of the molecule's characters that it is for;
+                the first of them is of the molecule itself, and for all characters.
+            weights: (n D, D) for n characters in a row.
+        """
+        (names, length, width), count = characters.shape, molecules.shape[1]
+        rows, few = characters.flatten(0, 1), molecules.flatten(0, 1)
+        out = few @ weights[0].t()
+        for (shift, first), weight in zip(places[1:], weights[1:]):
+            part = out[:, first * width : first * width + len(weight)]
+            _add(part, few, weight.t(), shift, _ends(part, count, shift, slice(-shift)))
+        out = out.view(-1, width)
+        for shift, tap in zip(shifts, taps):
+            _add(out, rows, tap, shift, _ends(out, length, shift, slice(-shift)))
+        ctx.save_for_backward(characters, molecules, taps, *weights)
+        ctx.shifts, ctx.places = shifts, places
+        return out.view(names, length, width)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, given):
+        characters, molecules, taps, *weights = ctx.saved_tensors
+        (_, length, width), count = characters.shape, molecules.shape[1]
+        rows, few, given = characters.flatten(0, 1), molecules.flatten(0, 1), given.reshape(-1, width)
+        of_taps, of_rows = torch.empty_like(taps), given @ taps[ctx.shifts.index(0)].t()
+        for i, (shift, tap) in enumerate(zip(ctx.shifts, taps)):
+            of_taps[i] = _of_weight(rows, given, shift, length)
+            if shift:
+                _add(of_rows, given, tap.t(), -shift, _ends(of_rows, length, shift, slice(shift, None)))
+        given = given.view(len(few), -1)
+        of_few, of_weights = given @ weights[0], [given.t() @ few]
+        for (shift, first), weight in zip(ctx.places[1:], weights[1:]):
+            part = given[:, first * width : first * width + len(weight)]
+            of_weights.append(_of_weight(few, part, shift, count).t())
+            _add(of_few, part, weight, -shift, _ends(of_few, count, shift, slice(shift, None)))
+        of_both = of_rows.view_as(characters), of_few.view_as(molecules)
+        return *of_both, of_taps, None, None, *of_weights
+
+
+def _add(out, states, weight, shift: int, ends) -> None:
+    """Each row of ``out`` gets the row of states so many further on, times the weight; those in ``ends`` do not."""
+    before = None if ends is None else ends.clone()
+    count = len(out) - abs(shift)
+    to, of = (out[:count], states[shift:]) if shift >= 0 else (out[-shift:], states[:count])
+    to.addmm_(of, weight)
+    if ends is not None:
+        ends.copy_(before)
+
+
+def _ends(out, length: int, shift: int, rows: slice):
+    """Of each name the rows that would see the name before it."""
+    return out.unflatten(0, (-1, length))[:, rows] if shift < 0 else None
+
+
+def _of_weight(states, given, shift: int, length: int):
+    """The gradient of a weight by which each row has seen the one so many further on."""
+    count, kind = len(given) - abs(shift), states.dtype
+    exact = torch.promote_types(kind, torch.float32)
+    if shift >= 0:
+        return states[shift:].t() @ given[:count]
+    found = product(states[:count].t(), given[-shift:], exact)
+    states, given = states.unflatten(0, (-1, length)), given.unflatten(0, (-1, length))
+    others = states[:-1, shift:].flatten(0, 1).t(), given[1:, :-shift].flatten(0, 1)
+    return found.sub_(product(*others, exact)).to(kind)
