@@ -11,7 +11,9 @@ import torch
 from conftest import SMALL
 from torch.nn import functional as F
 
+from benchmarks import kernels as benchmark
 from benchmarks.train_step import make_batches, our_side
+from domain_canine import fused_attention_domain_canine as fused_attention
 from domain_canine import fused_domain_canine as fused
 from domain_canine import layers_domain_canine as layers
 from domain_canine import molecules_domain_canine as molecules
@@ -162,6 +164,16 @@ def a_layer_drops_alike_both_ways() -> None:
     torch.randint = draws
 
 
+def the_benchmark_times_each_and_finds_the_best_tiling() -> None:
+    made, times = benchmark.cases(6, 5, 32, 64, 2, "cpu", torch.float32), iter(range(10**6, 0, -1))
+    before = fused.NORMALIZED, fused.PROGRAMS, fused_attention.TILE
+    for row in benchmark.measure(made, 1e9, True, lambda run: (run(), float(next(times)))[1]):
+        # Each try is faster than the one before.
+        *_, last = next(case for case in made if case.name == row["kernel"]).tilings
+        assert row["best"] == str(last) and row["best_us"] < row["us"] and row["floor_us"] > 0
+    assert before == (fused.NORMALIZED, fused.PROGRAMS, fused_attention.TILE)
+
+
 def gradients_have_no_gradients() -> None:
     """Rather than wrong ones."""
     states = torch.randn(2, 16, requires_grad=True)
@@ -206,6 +218,7 @@ if __name__ == "__main__":
     dropout_is_drawn_alike_both_ways()
     dropout_drops_each_by_itself()
     a_layer_drops_alike_both_ways()
+    the_benchmark_times_each_and_finds_the_best_tiling()
     gradients_have_no_gradients()
     what_does_not_fit_a_tile_is_refused()
     a_model_has_the_loss_and_gradients_that_it_has_without()

@@ -11,8 +11,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from benchmarks import kernels as kernels_benchmark
 from domain_canine import layers_domain_canine as layers
 from domain_canine import molecules_domain_canine as molecules
+from domain_canine.errors import UserError
 from domain_canine.kernels_domain_canine import kernels
 
 TESTS = Path(__file__).parent
@@ -26,6 +28,11 @@ def test_they_compute_what_they_stand_for():
         [sys.executable, "-W", "ignore", TESTS / "fused_on_cpu.py"], env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0 and done.stdout.endswith("all alike\n"), done.stderr
+
+
+def test_the_benchmark_of_kernels_wants_a_gpu():
+    with pytest.raises(UserError, match="no GPU"):
+        kernels_benchmark.main([])
 
 
 def test_a_cpu_has_none():

@@ -193,6 +193,28 @@ def test_fused_dropout_drops_the_share_that_is_asked_for_and_the_same_going_back
     assert (again != kept).float().mean().item() == pytest.approx(2 * share * (1 - share), abs=3e-3)
 
 
+def test_gradients_err_as_much_as_without_kernels(monkeypatch):
+    """In bf16, each against fp32: of every parameter, so that none is another's."""
+    monkeypatch.setattr(torch.backends, "fp32_precision", "ieee")
+    config = DomainCanineConfig(num_hidden_layers=2, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    side, (batch,) = our_side(config, "cuda"), on("cuda", make_batches(NAMES, 64, 1, False)[0])
+
+    def gradients(enabled, without):
+        with monkeypatch.context() as patched:
+            for module in ("layers", "molecules") if without else ():
+                patched.setattr(f"domain_canine.{module}_domain_canine.kernels", lambda states: None)
+            with torch.autocast("cuda", torch.bfloat16, enabled=enabled):
+                loss = side.loss(batch)
+            return torch.autograd.grad(loss, list(side.model.parameters()), allow_unused=True)
+
+    exact, mine, plain = gradients(False, False), gradients(True, False), gradients(True, True)
+    for (name, _), true, fused, other in zip(side.model.named_parameters(), exact, mine, plain):
+        assert (true is None) == (fused is None), name
+        if true is not None:
+            allowed = 3 * (other - true).norm() + 1e-2 * true.norm() + 1e-6
+            assert (fused - true).norm() <= allowed, name
+
+
 def test_bf16_errs_no_more_than_three_times_as_much_as_the_stock_model(monkeypatch):
     """The base model, each against its own fp32, at the masked positions."""
     monkeypatch.setattr(torch.backends, "fp32_precision", "ieee")  # Trainers of other tests leave TF32
