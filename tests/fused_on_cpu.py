@@ -19,6 +19,7 @@ from domain_canine import layers_domain_canine as layers
 from domain_canine import molecules_domain_canine as molecules
 from domain_canine.configuration_domain_canine import DomainCanineConfig
 from domain_canine.fused_attention_domain_canine import Attention
+from domain_canine.fused_layer_domain_canine import product
 from domain_canine.kernels_domain_canine import _kernels
 from domain_canine.sample import sample_names
 
@@ -114,7 +115,7 @@ def dropout_is_drawn_alike_both_ways() -> None:
 
 
 def dropout_drops_each_by_itself() -> None:
-    """The share that is asked for; and no neighbour with it, along rows or columns, names, heads, queries or keys."""
+    """The share that is asked for; and no other with it, in other rows or columns, names, heads, queries or keys."""
     share, names, keys, heads, size = 0.3, 300, 6, 2, 16
     one, zero = torch.ones(256), torch.zeros(256)
     normed = fused.ResidualNorm.apply(torch.ones(400, 256), None, None, one, zero, 1e-12, share) > 0
@@ -127,11 +128,10 @@ def dropout_drops_each_by_itself() -> None:
     assert torch.isclose(weights.max() * keys * (1 - share), torch.ones(()))
     for kept in (normed, weights > 0):
         assert abs(kept.float().mean() - (1 - share)) < 1e-2
-        centred = kept.float() - kept.float().mean()
-        for dim, count in enumerate(kept.shape):
-            for shift in range(1, min(5, count)):
-                pairs = centred.narrow(dim, 0, count - shift) * centred.narrow(dim, shift, count - shift)
-                assert abs(pairs.mean() / centred.var()) < 0.04, (kept.shape, dim, shift)
+        # Correlations with itself, shifted in all ways at once: none but that which is not shifted.
+        power = torch.fft.fftn(kept.double() - kept.double().mean()).abs().square()
+        correlations = torch.fft.ifftn(power).real.flatten()
+        assert abs(correlations[1:] / correlations[0]).max() < 0.05, kept.shape
 
 
 def a_layer_drops_alike_both_ways() -> None:
@@ -158,10 +158,37 @@ def a_layer_drops_alike_both_ways() -> None:
                 torch._foreach_add_(moved[1:], along[1:], alpha=-sign * step)
         found = sum((gradient * way).sum() for gradient, way in zip(gradients, along))
         assert torch.isclose(found, (ends[0] - ends[1]) / (2 * step), rtol=1e-2), (found, ends)
+        expanded = torch.ones(()).expand_as(out)  # as of a sum: not contiguous
+        one, other = (torch.autograd.grad(run(states), states, each)[0] for each in (expanded, expanded.clone()))
+        assert torch.equal(one, other)
         layer.requires_grad_(False)
         assert torch.allclose(torch.autograd.grad(run(states), states, into)[0], gradients[0], atol=1e-4)
         layer.requires_grad_(True)
     torch.randint = draws
+
+
+def each_dropout_of_a_layer_is_its_own() -> None:
+    """And none is left where its module is not in training."""
+    there = _kernels()
+    layers.kernels = lambda states: there
+    config = DomainCanineConfig(**SMALL | {"hidden_size": 64, "num_attention_heads": 2})
+    states, bias = torch.randn(5, 6, 64), torch.zeros(5, 1, 1, 6)
+    for place in (None, 0, 1, 2):
+        layer = layers.DomainCanineLayer(config).train()
+        config.attention_probs_dropout_prob = 0.5 if place == 0 else 0.0
+        layer.attention["output"].dropout.p, layer.output.dropout.p = (0.5 if place == i else 0.0 for i in (1, 2))
+        one, other = layer(states, bias)[0], layer(states, bias)[0]
+        assert torch.equal(one, other) == (place is None), place
+        modules = (layer.attention["self"], layer.attention["output"].dropout, layer.output.dropout)
+        for module in modules if place is None else modules[place : place + 1]:
+            module.eval()
+        assert torch.equal(layer(states, bias)[0], layer(states, bias)[0]), place
+
+
+def products_are_not_rounded_on_the_way() -> None:
+    one, other = torch.randn(2, 30, 40).half()
+    found, exact = product(one, other.t(), torch.float32), one.double() @ other.t().double()
+    assert found.dtype == torch.float32 and (found - exact).norm() < 1e-6 * exact.norm()
 
 
 def the_benchmark_times_each_and_finds_the_best_tiling() -> None:
@@ -197,7 +224,9 @@ def a_model_has_the_loss_and_gradients_that_it_has_without() -> None:
     side = our_side(DomainCanineConfig(**config, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0), "cpu")
     there, layer = _kernels(), _kernels().Layer
     taken = []
-    there.Layer = SimpleNamespace(takes=layer.takes, apply=lambda *given: taken.append(1) or layer.apply(*given))
+    there.Layer = SimpleNamespace(
+        takes=layer.takes, apply=lambda *given: taken.append(given[1].dtype) or layer.apply(*given)
+    )
     for batch in make_batches(sample_names(3000), 8, 3, False)[0]:
         found = []
         for kernels in (None, there):
@@ -208,7 +237,12 @@ def a_model_has_the_loss_and_gradients_that_it_has_without() -> None:
             found.append([loss.detach(), *(parameter.grad.clone() for parameter in side.model.parameters())])
         for one, other in zip(*found):
             assert (one - other).norm() <= 1e-4 * one.norm() + 1e-5  # the keys' bias has none
-    assert len(taken) == 3 * (2 + config["num_hidden_layers"])
+    every = 2 + config["num_hidden_layers"]
+    assert taken == 3 * every * [torch.float32]
+    with torch.autocast("cpu", torch.float16):
+        half = side.loss(batch)
+    half.backward()
+    assert taken[-every:] == every * [torch.float16] and abs(half - loss) < 1e-3 * loss
 
 
 if __name__ == "__main__":
@@ -218,6 +252,8 @@ if __name__ == "__main__":
     dropout_is_drawn_alike_both_ways()
     dropout_drops_each_by_itself()
     a_layer_drops_alike_both_ways()
+    each_dropout_of_a_layer_is_its_own()
+    products_are_not_rounded_on_the_way()
     the_benchmark_times_each_and_finds_the_best_tiling()
     gradients_have_no_gradients()
     what_does_not_fit_a_tile_is_refused()
