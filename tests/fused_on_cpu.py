@@ -239,10 +239,20 @@ def a_model_has_the_loss_and_gradients_that_it_has_without() -> None:
             assert (one - other).norm() <= 1e-4 * one.norm() + 1e-5  # the keys' bias has none
     every = 2 + config["num_hidden_layers"]
     assert taken == 3 * every * [torch.float32]
+    ids, given = batch["input_ids"], {"ascii_only": True, "attention_mask": batch["attention_mask"]}
+    places = torch.arange(1, ids.shape[1] + 1).expand_as(ids)
+    for more in ({}, {"token_type_ids": torch.ones_like(ids)}, {"position_ids": places}):
+        logits = []
+        for kernels in (None, there):
+            layers.kernels = molecules.kernels = lambda states, kernels=kernels: kernels
+            logits.append(side.model(ids, **given, **more).logits)
+        real = batch["attention_mask"] != 0
+        assert (logits[0] - logits[1])[real].norm() <= 1e-4 * logits[0][real].norm(), list(more)
+    taken.clear()
     with torch.autocast("cpu", torch.float16):
         half = side.loss(batch)
     half.backward()
-    assert taken[-every:] == every * [torch.float16] and abs(half - loss) < 1e-3 * loss
+    assert taken == every * [torch.float16] and abs(half - loss) < 1e-3 * loss
 
 
 if __name__ == "__main__":
