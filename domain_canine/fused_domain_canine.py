@@ -167,19 +167,12 @@ class ResidualNorm(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, given):
-        states, weight, width = ctx.saved_tensors[0], ctx.saved_tensors[3], given.shape[-1]
-        sums = torch.empty(programs(len(ctx.saved_tensors[-1])), 3 * width, dtype=torch.float32, device=states.device)
-        of_states, of_residual = normalize_backward(given.contiguous(), *ctx.saved_tensors, ctx.dropout, sums)
+        saved, width = ctx.saved_tensors, given.shape[-1]  # once: checkpointed activations are unpacked once
+        _, added, _, weight, _, mean, _ = saved
+        sums = torch.empty(programs(len(mean)), 3 * width, dtype=torch.float32, device=given.device)
+        of_states, of_residual = normalize_backward(given.contiguous(), *saved, ctx.dropout, sums)
         of_weight, of_bias, of_added = sums.sum(0).to(weight.dtype).split(width)
-        return (
-            of_states,
-            None if ctx.saved_tensors[1] is None else of_added,
-            of_residual,
-            of_weight,
-            of_bias,
-            None,
-            None,
-        )
+        return of_states, None if added is None else of_added, of_residual, of_weight, of_bias, None, None
 
 
 @triton.jit

@@ -1,9 +1,8 @@
 """The convolution over characters and repeated molecules on CUDA, as products that are added up in one place.
 
 cuDNN would lay states and gradients out anew, and back; and parts that are made one by one, padded and added take as
-long as their products. A tap is a product of all rows with those some rows further on. So rows at a name's ends see
-another name: what its first rows have seen of the name before is put back, and its last ones, as many as a window
-reaches to the right, are padding in every name, which nothing looks at and whose gradients are zeros.
+long as their products. Here a tap is a product of all rows with those some rows further on, names in a row. At its ends
+a name would see another: there what was before is put back, and the weights' gradient is less those pairs'.
 
 Shapes: B names, S characters, M = S / rate molecules, D width.
 """
@@ -33,10 +32,10 @@ class Projection(torch.autograd.Function):
         out = few @ weights[0].t()
         for (shift, first), weight in zip(places[1:], weights[1:]):
             part = out[:, first * width : first * width + len(weight)]
-            _add(part, few, weight.t(), shift, _ends(part, count, shift, slice(-shift)))
+            _add(part, few, weight.t(), shift, _ends(part, count, shift))
         out = out.view(-1, width)
         for shift, tap in zip(shifts, taps):
-            _add(out, rows, tap, shift, _ends(out, length, shift, slice(-shift)))
+            _add(out, rows, tap, shift, _ends(out, length, shift))
         ctx.save_for_backward(characters, molecules, taps, *weights)
         ctx.shifts, ctx.places = shifts, places
         return out.view(names, length, width)
@@ -46,18 +45,18 @@ class Projection(torch.autograd.Function):
     def backward(ctx, given):
         characters, molecules, taps, *weights = ctx.saved_tensors
         (_, length, width), count = characters.shape, molecules.shape[1]
-        rows, few, given = characters.flatten(0, 1), molecules.flatten(0, 1), given.reshape(-1, width)
+        rows, few, given = characters.flatten(0, 1), molecules.flatten(0, 1), given.contiguous().view(-1, width)
         of_taps, of_rows = torch.empty_like(taps), given @ taps[ctx.shifts.index(0)].t()
         for i, (shift, tap) in enumerate(zip(ctx.shifts, taps)):
             of_taps[i] = _of_weight(rows, given, shift, length)
             if shift:
-                _add(of_rows, given, tap.t(), -shift, _ends(of_rows, length, shift, slice(shift, None)))
+                _add(of_rows, given, tap.t(), -shift, _ends(of_rows, length, -shift))
         given = given.view(len(few), -1)
         of_few, of_weights = given @ weights[0], [given.t() @ few]
         for (shift, first), weight in zip(ctx.places[1:], weights[1:]):
             part = given[:, first * width : first * width + len(weight)]
             of_weights.append(_of_weight(few, part, shift, count).t())
-            _add(of_few, part, weight, -shift, _ends(of_few, count, shift, slice(shift, None)))
+            _add(of_few, part, weight, -shift, _ends(of_few, count, -shift))
         of_both = of_rows.view_as(characters), of_few.view_as(molecules)
         return *of_both, of_taps, None, None, *of_weights
 
@@ -72,18 +71,20 @@ def _add(out, states, weight, shift: int, ends) -> None:
         ends.copy_(before)
 
 
-def _ends(out, length: int, shift: int, rows: slice):
-    """Of each name the rows that would see the name before it."""
-    return out.unflatten(0, (-1, length))[:, rows] if shift < 0 else None
+def _ends(out, length: int, shift: int):
+    """Of each name the rows that would see another, or None."""
+    rows = slice(-shift) if shift < 0 else slice(length - shift, None)
+    return out.unflatten(0, (-1, length))[:, rows] if shift else None
 
 
 def _of_weight(states, given, shift: int, length: int):
-    """The gradient of a weight by which each row has seen the one so many further on."""
-    count, kind = len(given) - abs(shift), states.dtype
-    exact = torch.promote_types(kind, torch.float32)
-    if shift >= 0:
-        return states[shift:].t() @ given[:count]
-    found = product(states[:count].t(), given[-shift:], exact)
+    """The gradient of a weight by which each row has seen the one so many further on: less the pairs of two names."""
+    if not shift:
+        return states.t() @ given
+    if shift < 0:
+        return _of_weight(given, states, -shift, length).t()
+    exact = torch.promote_types(states.dtype, torch.float32)
+    found = product(states[shift:].t(), given[:-shift], exact)
     states, given = states.unflatten(0, (-1, length)), given.unflatten(0, (-1, length))
-    others = states[:-1, shift:].flatten(0, 1).t(), given[1:, :-shift].flatten(0, 1)
-    return found.sub_(product(*others, exact)).to(kind)
+    others = states[1:, :shift].flatten(0, 1).t(), given[:-1, length - shift :].flatten(0, 1)
+    return found.sub_(product(*others, exact)).to(states.dtype)

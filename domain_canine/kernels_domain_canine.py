@@ -17,8 +17,9 @@ def is_plain(module: nn.Module) -> bool:
 
 
 def is_watched(module: nn.Module) -> bool:
+    """Whether somebody wants to see or change what it computes."""
     hooks = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
-    return any(hooks) or hasattr(module, "_hf_hook")
+    return any(hooks) or "forward" in vars(module) or hasattr(module, "_hf_hook")
 
 
 def kernels(states: torch.Tensor):

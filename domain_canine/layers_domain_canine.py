@@ -240,8 +240,9 @@ class DomainCanineLayer(GradientCheckpointingLayer):
     def _fused(self, fused, queries, states, bias):
         attention, first, last = self._parts()
         attention_dropout = attention.config.attention_probs_dropout_prob if attention.training else 0.0
+        kind = precision(states)  # a layer before that is not fused leaves fp32
         return fused.Layer.apply(
-            None if queries is states else queries, states, bias, attention.heads,
+            None if queries is states else queries.to(kind), states.to(kind), bias, attention.heads,
             [each.LayerNorm.eps for each in (first, last)],
             [attention_dropout, *(each.dropout.p if each.dropout.training else 0.0 for each in (first, last))],
             *(parameter for each in self._linears() for parameter in (each.weight, each.bias)),

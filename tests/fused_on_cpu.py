@@ -136,7 +136,8 @@ def dropout_drops_each_by_itself() -> None:
 
 def a_layer_drops_alike_both_ways() -> None:
     """By differences, along the states and all parameters, with three seeds; its queries are all states, or some."""
-    draws, torch.randint = torch.randint, lambda top, size, **options: torch.arange(size[0]) + 12345
+    counts, draws = [], torch.randint
+    torch.randint = lambda top, size, **options: counts.append(size[0]) or torch.arange(size[0]) + 12345
     config = DomainCanineConfig(**SMALL | {"hidden_size": 64, "num_attention_heads": 2, "hidden_dropout_prob": 0.2})
     layer, there = layers.DomainCanineLayer(config).train(), _kernels()
     layers.kernels = lambda states: there
@@ -164,6 +165,7 @@ def a_layer_drops_alike_both_ways() -> None:
         layer.requires_grad_(False)
         assert torch.allclose(torch.autograd.grad(run(states), states, into)[0], gradients[0], atol=1e-4)
         layer.requires_grad_(True)
+    assert set(counts) == {3}
     torch.randint = draws
 
 
@@ -177,12 +179,47 @@ def each_dropout_of_a_layer_is_its_own() -> None:
         layer = layers.DomainCanineLayer(config).train()
         config.attention_probs_dropout_prob = 0.5 if place == 0 else 0.0
         layer.attention["output"].dropout.p, layer.output.dropout.p = (0.5 if place == i else 0.0 for i in (1, 2))
+        layer.attention["output"].LayerNorm.eps = 0.1  # as are the normalisations
         one, other = layer(states, bias)[0], layer(states, bias)[0]
         assert torch.equal(one, other) == (place is None), place
+        if place is None:
+            layers.kernels = lambda states: None
+            assert torch.allclose(layer(states, bias)[0], one, atol=1e-5)
+            layers.kernels = lambda states: there
         modules = (layer.attention["self"], layer.attention["output"].dropout, layer.output.dropout)
         for module in modules if place is None else modules[place : place + 1]:
             module.eval()
         assert torch.equal(layer(states, bias)[0], layer(states, bias)[0]), place
+
+
+def a_layer_takes_fp32_from_one_that_is_not_fused() -> None:
+    there = _kernels()
+    layers.kernels = lambda states: there
+    layer = layers.DomainCanineLayer(DomainCanineConfig(**SMALL | {"hidden_size": 64, "num_attention_heads": 2}))
+    states = torch.randn(5, 6, 64, requires_grad=True)
+    for queries in (None, states[:, 1:4]):
+        with torch.autocast("cpu", torch.float16):
+            out = layer(states, torch.zeros(5, 1, 1, 6), queries)[0]
+        out.float().square().sum().backward()
+        assert out.dtype == torch.float16 and states.grad.isfinite().all()
+
+
+def activations_may_be_checkpointed() -> None:
+    """Names of 70 characters take kernels one by one, short ones a layer at once."""
+    config = SMALL | {"hidden_size": 64, "num_attention_heads": 2}
+    config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    side, there = our_side(DomainCanineConfig(**config), "cpu"), _kernels()
+    layers.kernels = molecules.kernels = lambda states: there
+    for name in ("a" * 66 + ".com", "short.com"):
+        found, (batch,) = [], make_batches([name] * 2, 2, 1, False)[0]
+        for checkpointed in (False, True):
+            if checkpointed:
+                side.model.gradient_checkpointing_enable()
+            side.optimizer.zero_grad()
+            side.loss(batch).backward()
+            found.append([parameter.grad.clone() for parameter in side.model.parameters()])
+        assert all(torch.allclose(one, other, atol=1e-5) for one, other in zip(*found))
+        side.model.gradient_checkpointing_disable()
 
 
 def products_are_not_rounded_on_the_way() -> None:
@@ -263,6 +300,8 @@ if __name__ == "__main__":
     dropout_drops_each_by_itself()
     a_layer_drops_alike_both_ways()
     each_dropout_of_a_layer_is_its_own()
+    a_layer_takes_fp32_from_one_that_is_not_fused()
+    activations_may_be_checkpointed()
     products_are_not_rounded_on_the_way()
     the_benchmark_times_each_and_finds_the_best_tiling()
     gradients_have_no_gradients()
