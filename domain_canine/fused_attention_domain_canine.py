@@ -138,6 +138,11 @@ def dropped(dropout: float) -> int:
     return round(dropout * 2**16)
 
 
+def seeds(count: int, states: torch.Tensor) -> torch.Tensor:
+    """Of dropout, on the device: what a CUDA graph replays draws others each time."""
+    return torch.randint(2**31, (count,), device=states.device)
+
+
 def power(size: int) -> int:
     """What a tile of Triton's holds so many in."""
     return max(16, triton.next_power_of_2(size))
@@ -158,7 +163,7 @@ class Attention(torch.autograd.Function):
         bias (B, 1, 1, N) -> (B, Q, D).
         """
         queries, states = None if queries is None else queries.contiguous(), states.contiguous()
-        seed = torch.randint(2**31, (1,), device=states.device) if dropout else None
+        seed = seeds(1, states) if dropout else None
         ctx.save_for_backward(queries, states, bias, seed)
         ctx.heads, ctx.dropout = heads, dropout
         return attend(queries, states, bias, seed, heads, dropout)

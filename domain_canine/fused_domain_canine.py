@@ -10,7 +10,7 @@ Shapes: D or F width, T rows.
 import torch
 from torch.autograd.function import once_differentiable
 
-from .fused_attention_domain_canine import dropped, kept, power
+from .fused_attention_domain_canine import dropped, kept, power, seeds
 
 try:  # so that transformers does not ask for it where a checkpoint's own files are loaded
     import triton
@@ -144,11 +144,6 @@ def programs(rows: int) -> int:
     return min(PROGRAMS, triton.cdiv(rows, SHARE))
 
 
-def seeds(count: int, states: torch.Tensor) -> torch.Tensor:
-    """Of dropout, on the device: what a CUDA graph replays draws others each time."""
-    return torch.randint(2**31, (count,), device=states.device)
-
-
 class ResidualNorm(torch.autograd.Function):
     """The normalised sum of a residual and what a linear layer made, dropout of the latter included."""
 
@@ -180,7 +175,7 @@ def _normal(states):
     """The normal distribution up to each state, and its density there.
 
     By exp(-x ** 2 / 2), which the density needs anyway, and a polynomial: 7.1.26 of Abramowitz and Stegun (1964), to
-    7.5e-8. A state's erf by itself takes three times as long.
+    7.5e-8. An erf is two polynomials and a choice between them, beside it.
     """
     t = 1.0 / (1.0 + 0.3275911 * 0.7071067811865476 * tl.abs(states))
     exp = tl.exp(-0.5 * states * states)

@@ -13,8 +13,8 @@ import torch
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from .fused_attention_domain_canine import Attention, attend, attend_backward
-from .fused_domain_canine import activate, activate_backward, normalize, normalize_backward, programs, seeds
+from .fused_attention_domain_canine import Attention, attend, attend_backward, seeds
+from .fused_domain_canine import activate, activate_backward, normalize, normalize_backward, programs
 
 # Among the parameters, each with its bias after it.
 QUERY, KEY, VALUE, OUT, NORM, WIDE, NARROW, LAST_NORM = range(0, 16, 2)

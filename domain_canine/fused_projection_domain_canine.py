@@ -32,10 +32,10 @@ class Projection(torch.autograd.Function):
         out = few @ weights[0].t()
         for (shift, first), weight in zip(places[1:], weights[1:]):
             part = out[:, first * width : first * width + len(weight)]
-            _add(part, few, weight.t(), shift, _ends(part, count, shift))
+            _add(part, few, weight.t(), shift, count)
         out = out.view(-1, width)
         for shift, tap in zip(shifts, taps):
-            _add(out, rows, tap, shift, _ends(out, length, shift))
+            _add(out, rows, tap, shift, length)
         ctx.save_for_backward(characters, molecules, taps, *weights)
         ctx.shifts, ctx.places = shifts, places
         return out.view(names, length, width)
@@ -50,31 +50,26 @@ class Projection(torch.autograd.Function):
         for i, (shift, tap) in enumerate(zip(ctx.shifts, taps)):
             of_taps[i] = _of_weight(rows, given, shift, length)
             if shift:
-                _add(of_rows, given, tap.t(), -shift, _ends(of_rows, length, -shift))
+                _add(of_rows, given, tap.t(), -shift, length)
         given = given.view(len(few), -1)
         of_few, of_weights = given @ weights[0], [given.t() @ few]
         for (shift, first), weight in zip(ctx.places[1:], weights[1:]):
             part = given[:, first * width : first * width + len(weight)]
             of_weights.append(_of_weight(few, part, shift, count).t())
-            _add(of_few, part, weight, -shift, _ends(of_few, count, -shift))
+            _add(of_few, part, weight, -shift, count)
         of_both = of_rows.view_as(characters), of_few.view_as(molecules)
         return *of_both, of_taps, None, None, *of_weights
 
 
-def _add(out, states, weight, shift: int, ends) -> None:
-    """Each row of ``out`` gets the row of states so many further on, times the weight; those in ``ends`` do not."""
-    before = None if ends is None else ends.clone()
+def _add(out, states, weight, shift: int, length: int) -> None:
+    """Each row of ``out`` gets the row of states so many further on, times the weight, if it is of the same name."""
     count = len(out) - abs(shift)
     to, of = (out[:count], states[shift:]) if shift >= 0 else (out[-shift:], states[:count])
+    others = slice(-shift) if shift < 0 else slice(length - shift, None)  # of a name: the rows that see another
+    ends = out.unflatten(0, (-1, length))[:, others]
+    before = ends.clone()
     to.addmm_(of, weight)
-    if ends is not None:
-        ends.copy_(before)
-
-
-def _ends(out, length: int, shift: int):
-    """Of each name the rows that would see another, or None."""
-    rows = slice(-shift) if shift < 0 else slice(length - shift, None)
-    return out.unflatten(0, (-1, length))[:, rows] if shift else None
+    ends.copy_(before)
 
 
 def _of_weight(states, given, shift: int, length: int):

@@ -230,8 +230,8 @@ class DomainCanineLayer(GradientCheckpointingLayer):
 
     def _may_be_fused(self, fused, queries, states):
         attention, first, last = self._parts()
-        known = type(attention) is DomainCanineSelfAttention and type(first) is type(last) is DomainCanineResidual
-        if not known or attention.config._attn_implementation == "eager" or any(map(is_watched, self._parts())):
+        stock = type(attention) is DomainCanineSelfAttention and type(first) is type(last) is DomainCanineResidual
+        if not stock or attention.config._attn_implementation == "eager" or any(map(is_watched, self._parts())):
             return False
         shorter = queries.shape[1] == 1 and not self.training
         plain = all(map(is_plain, (*self._linears(), first.dropout, last.dropout, self.activation)))

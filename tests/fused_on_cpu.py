@@ -24,6 +24,7 @@ from domain_canine.kernels_domain_canine import _kernels
 from domain_canine.sample import sample_names
 
 ALLOWED = {torch.float32: 1e-5, torch.float16: 5e-3}  # of the norm
+TWO_HEADS = SMALL | {"hidden_size": 64, "num_attention_heads": 2}
 # Names, queries, keys, heads, width of a head: several names a tile and one, and queries that are not the keys.
 SHAPES = [
     (7, 6, 6, 3, 16), (5, 5, 6, 2, 64), (3, 20, 20, 2, 16), (4, 3, 20, 2, 16), (3, 40, 40, 2, 16), (2, 64, 64, 1, 32),
@@ -138,7 +139,7 @@ def a_layer_drops_alike_both_ways() -> None:
     """By differences, along the states and all parameters, with three seeds; its queries are all states, or some."""
     counts, draws = [], torch.randint
     torch.randint = lambda top, size, **options: counts.append(size[0]) or torch.arange(size[0]) + 12345
-    config = DomainCanineConfig(**SMALL | {"hidden_size": 64, "num_attention_heads": 2, "hidden_dropout_prob": 0.2})
+    config = DomainCanineConfig(**TWO_HEADS | {"hidden_dropout_prob": 0.2})
     layer, there = layers.DomainCanineLayer(config).train(), _kernels()
     layers.kernels = lambda states: there
     states, bias, step = torch.randn(5, 6, 64, requires_grad=True), torch.zeros(5, 1, 1, 6), 1e-3
@@ -173,7 +174,7 @@ def each_dropout_of_a_layer_is_its_own() -> None:
     """And none is left where its module is not in training."""
     there = _kernels()
     layers.kernels = lambda states: there
-    config = DomainCanineConfig(**SMALL | {"hidden_size": 64, "num_attention_heads": 2})
+    config = DomainCanineConfig(**TWO_HEADS)
     states, bias = torch.randn(5, 6, 64), torch.zeros(5, 1, 1, 6)
     for place in (None, 0, 1, 2):
         layer = layers.DomainCanineLayer(config).train()
@@ -195,7 +196,7 @@ def each_dropout_of_a_layer_is_its_own() -> None:
 def a_layer_takes_fp32_from_one_that_is_not_fused() -> None:
     there = _kernels()
     layers.kernels = lambda states: there
-    layer = layers.DomainCanineLayer(DomainCanineConfig(**SMALL | {"hidden_size": 64, "num_attention_heads": 2}))
+    layer = layers.DomainCanineLayer(DomainCanineConfig(**TWO_HEADS))
     states = torch.randn(5, 6, 64, requires_grad=True)
     for queries in (None, states[:, 1:4]):
         with torch.autocast("cpu", torch.float16):
@@ -206,8 +207,7 @@ def a_layer_takes_fp32_from_one_that_is_not_fused() -> None:
 
 def activations_may_be_checkpointed() -> None:
     """Names of 70 characters take kernels one by one, short ones a layer at once."""
-    config = SMALL | {"hidden_size": 64, "num_attention_heads": 2}
-    config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    config = TWO_HEADS | {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     side, there = our_side(DomainCanineConfig(**config), "cpu"), _kernels()
     layers.kernels = molecules.kernels = lambda states: there
     for name in ("a" * 66 + ".com", "short.com"):
@@ -257,7 +257,7 @@ def what_does_not_fit_a_tile_is_refused() -> None:
 
 
 def a_model_has_the_loss_and_gradients_that_it_has_without() -> None:
-    config = SMALL | {"hidden_size": 64, "num_attention_heads": 2}
+    config = TWO_HEADS
     side = our_side(DomainCanineConfig(**config, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0), "cpu")
     there, layer = _kernels(), _kernels().Layer
     taken = []
